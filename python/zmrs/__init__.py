@@ -1,0 +1,1 @@
+"""Sky mosaics inside a memory limit that holds."""

@@ -1,0 +1,1 @@
+"""Files in, files out: FITS headers, the output file, scratch."""

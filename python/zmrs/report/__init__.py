@@ -1,0 +1,1 @@
+"""What people look at: previews of a mosaic and of its coverage."""

@@ -1,0 +1,109 @@
+//! The running values of a small rectangle of the output.
+
+use std::sync::Arc;
+
+use super::Combine;
+use super::accumulate::{self, Affine};
+use crate::Result;
+use crate::budget::{LeasedVec, Ledger};
+use crate::geom::Rect;
+use crate::job::{Input, Job};
+use crate::resample::RUN;
+
+/// Rows of a tile at most. With [`COLUMNS`] it decides how much of the sources is touched again
+/// and again while it is warm (`cargo bench`: 16–64 rows by 256–1024 columns are within 5 %).
+pub const ROWS: usize = 32;
+
+/// Columns of a tile at most.
+pub const COLUMNS: usize = 512;
+
+/// The memory of one worker's tile: running values per channel and running weights, as doubles.
+pub struct TileBuffers {
+    running: Vec<LeasedVec<f64>>,
+    weights: LeasedVec<f64>,
+}
+
+impl TileBuffers {
+    /// Bytes that [`new`](Self::new) leases.
+    pub fn bytes(channels: usize) -> u64 {
+        ((channels + 1) * ROWS * COLUMNS * size_of::<f64>()) as u64
+    }
+
+    /// Buffers for tiles of `channels` channels.
+    pub fn new(channels: usize, ledger: &Arc<Ledger>) -> Result<Self> {
+        let plane = || ledger.zeroed(ROWS * COLUMNS);
+        Ok(Self {
+            running: (0..channels).map(|_| plane()).collect::<Result<_>>()?,
+            weights: plane()?,
+        })
+    }
+}
+
+/// A rectangle of the output while samples come together in it.
+pub struct Tile<'a> {
+    rect: Rect,
+    combine: Combine,
+    buffers: &'a mut TileBuffers,
+}
+
+impl<'a> Tile<'a> {
+    /// An empty tile; `rect` is at most [`COLUMNS`] by [`ROWS`].
+    #[inline(always)]
+    pub fn begin(job: &Job, rect: Rect, buffers: &'a mut TileBuffers) -> Self {
+        let area = rect.area();
+        for plane in &mut buffers.running {
+            plane[..area].fill(0.0);
+        }
+        buffers.weights[..area].fill(0.0);
+        Self {
+            rect,
+            combine: job.combine,
+            buffers,
+        }
+    }
+
+    /// Bring in a run of samples of `input` that begins at output pixel (x, y): `values` per
+    /// channel (NaN = invalid, in all channels alike) and their weights. Returns how many count.
+    #[inline(always)]
+    pub fn add(
+        &mut self,
+        input: &Input,
+        (x, y): (i64, i64),
+        values: &[[f32; RUN]],
+        weights: &[f64],
+    ) -> u32 {
+        let first = (y - self.rect.y0) as usize * self.rect.width() + (x - self.rect.x0) as usize;
+        let span = first..first + weights.len();
+        let seen = &mut self.buffers.weights[span.clone()];
+        for (channel, values) in values.iter().enumerate() {
+            let affine = Affine {
+                gain: input.gain[channel],
+                offset: input.offset[channel],
+            };
+            let running = &mut self.buffers.running[channel][span.clone()];
+            let values = &values[..weights.len()];
+            accumulate::add(self.combine, affine, values, weights, seen, running);
+        }
+        accumulate::add_weights(&values[0][..weights.len()], weights, seen)
+    }
+
+    /// Write the finished values, one plane a channel, and then the coverage, into `planes`: each
+    /// holds the tile's rows, `stride` apart, with the tile's first column at `column`.
+    #[inline(always)]
+    pub fn finish(&self, planes: &mut [&mut [f32]], stride: usize, column: usize) {
+        let width = self.rect.width();
+        let (coverage, images) = planes.split_last_mut().expect("there is a coverage plane");
+        for row in 0..self.rect.height() {
+            let tile = row * width..(row + 1) * width;
+            let out = row * stride + column..row * stride + column + width;
+            let weights = &self.buffers.weights[tile.clone()];
+            for (image, running) in images.iter_mut().zip(&self.buffers.running) {
+                let running = &running[tile.clone()];
+                accumulate::finish(self.combine, running, weights, &mut image[out.clone()]);
+            }
+            for (target, &weight) in coverage[out].iter_mut().zip(weights) {
+                *target = weight as f32;
+            }
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! Rectangles of pixels, and where output pixels fall in an input.
+
+mod grid;
+mod rect;
+
+pub use grid::{CellKind, CoordGrid, ExactCells, SNAP_PX, cubic};
+pub use rect::Rect;

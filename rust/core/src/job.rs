@@ -1,0 +1,112 @@
+//! Everything that determines the pixels: the inputs, where they lie, and how they are combined.
+
+use std::sync::Arc;
+
+use crate::coadd::Combine;
+use crate::geom::CoordGrid;
+use crate::resample::Kernel;
+use crate::source::Source;
+use crate::{Error, Result};
+
+/// Channels of a job at most: what a run of samples keeps on the stack is a multiple of it.
+pub const MAX_CHANNELS: usize = 64;
+
+/// One image and what is known of it.
+#[derive(Clone)]
+pub struct Input {
+    /// What messages call it.
+    pub name: String,
+    /// Its pixels.
+    pub image: Arc<Source>,
+    /// Weight of each pixel, of the image's shape, one plane; not positive or NaN = invalid.
+    pub weight_map: Option<Arc<Source>>,
+    /// Where output pixels fall in it.
+    pub grid: Arc<CoordGrid>,
+    /// Weight of the whole.
+    pub weight: f64,
+    /// Factor on its values, per channel.
+    pub gain: Vec<f64>,
+    /// Added after the factor, per channel.
+    pub offset: Vec<f64>,
+}
+
+impl Input {
+    /// Planes that a window of it holds: its channels, and its weights if it has any.
+    pub fn planes(&self) -> usize {
+        self.image.channels + usize::from(self.weight_map.is_some())
+    }
+}
+
+/// A mosaic to be made. The plan is beside it: it decides how, never what.
+pub struct Job {
+    /// Rows of the output.
+    pub height: usize,
+    /// Columns of the output.
+    pub width: usize,
+    /// Channels of the output and of every input.
+    pub channels: usize,
+    /// How inputs are sampled.
+    pub kernel: Kernel,
+    /// How samples are combined.
+    pub combine: Combine,
+    /// The images, in the order in which they count.
+    pub inputs: Vec<Input>,
+}
+
+impl Job {
+    /// Refuse an input that makes no sense here.
+    fn check(&self, input: &Input) -> Result<()> {
+        let refuse = |why: String| Err(Error::Argument(format!("{}: {why}", input.name)));
+        if input.image.channels != self.channels {
+            let (has, wants) = (input.image.channels, self.channels);
+            return refuse(format!("has {has} channels where the mosaic has {wants}"));
+        }
+        let [width, height] = input.grid.frame();
+        let mut sources = std::iter::once(&input.image).chain(&input.weight_map);
+        if sources.any(|source| (source.width, source.height) != (width, height)) {
+            return refuse("its pixels, weights and coordinates differ in shape".to_owned());
+        }
+        if input.weight_map.as_ref().is_some_and(|map| map.channels != 1) {
+            return refuse("its weights must be one plane".to_owned());
+        }
+        if !(input.weight > 0.0 && input.weight.is_finite()) {
+            return refuse("its weight must be finite and above 0".to_owned());
+        }
+        let affine = input.gain.iter().chain(&input.offset);
+        let complete = input.gain.len() == self.channels && input.offset.len() == self.channels;
+        if !complete || affine.clone().any(|v| !v.is_finite()) {
+            return refuse("a finite gain and offset is needed for each channel".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Refuse what makes no sense; everything else in the engine relies on it.
+    pub fn validate(&self) -> Result<()> {
+        if self.channels == 0 || self.channels > MAX_CHANNELS {
+            return Err(Error::Argument(format!(
+                "a mosaic of {} channels cannot be made (1 to {MAX_CHANNELS} can)",
+                self.channels
+            )));
+        }
+        if self.height == 0 || self.width == 0 || self.inputs.is_empty() {
+            return Err(Error::Argument("a job needs an output and inputs".to_owned()));
+        }
+        self.inputs.iter().try_for_each(|input| self.check(input))
+    }
+
+    /// Planes of the output: the channels and the coverage.
+    pub fn planes(&self) -> usize {
+        self.channels + 1
+    }
+
+    /// Bytes of the coordinate grids.
+    pub fn grid_bytes(&self) -> u64 {
+        self.inputs.iter().map(|input| input.grid.bytes()).sum()
+    }
+
+    /// Bytes of all pixels and weights of the inputs, as they are stored.
+    pub fn input_bytes(&self) -> u64 {
+        let weights = |i: &Input| i.weight_map.as_ref().map_or(0, |map| map.bytes());
+        self.inputs.iter().map(|i| i.image.bytes() + weights(i)).sum()
+    }
+}

@@ -1,0 +1,27 @@
+//! The mosaic engine: many images in, one mosaic out, inside a memory limit.
+//!
+//! The way of a pixel: a [`source`] reads and decodes rows of an input into a window; the
+//! coordinate grid ([`geom`]) says where each output pixel falls in that window; a kernel
+//! ([`resample`]) samples it there; a combiner ([`coadd`]) gathers the samples of all inputs; a
+//! [`sink`] writes the finished rows. [`pass`] is the one loop over the output that drives them,
+//! [`layout`] cuts the output into blocks that fit, and [`budget`] holds the memory promise.
+//!
+//! Nothing here knows Python, and only [`source`] and [`sink`] know files.
+
+pub mod budget;
+pub mod cancel;
+pub mod coadd;
+pub mod cpu;
+pub mod error;
+pub mod geom;
+pub mod job;
+pub mod layout;
+pub mod parallel;
+pub mod pass;
+pub mod plan;
+pub mod reproject;
+pub mod resample;
+pub mod sink;
+pub mod source;
+
+pub use error::{Error, Result};

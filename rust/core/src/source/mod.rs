@@ -1,0 +1,184 @@
+//! Pixels of an input, by rows: from a FITS file with positioned reads, or from an array.
+
+mod decode;
+mod files;
+
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+pub use decode::{Encoding, SampleType, decode};
+pub use files::{FileCache, MOST_OPEN, read_exact_at};
+
+use crate::geom::Rect;
+use crate::{Error, Result};
+
+/// Bytes read from a file at once: fits the second-level cache beside the decoded pixels, so that
+/// the copy out of the page cache is still warm when it is decoded.
+pub const READ_CHUNK_BYTES: usize = 256 << 10;
+
+/// Columns that are left out between two row segments cost less to read than a second request
+/// when they are fewer bytes than this.
+const GAP_BYTES: usize = 16 << 10;
+
+/// Where stored samples live.
+pub enum Store {
+    /// In a file, from `offset` on.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Byte of the first sample.
+        offset: u64,
+    },
+    /// In memory that somebody else keeps alive and does not change.
+    Memory(SharedBytes),
+    /// In memory from before the first pass on, but not yet while it is planned.
+    Deferred(OnceLock<SharedBytes>),
+}
+
+/// Bytes that others may see too, as long as nobody changes them.
+pub type SharedBytes = Box<dyn AsRef<[u8]> + Send + Sync>;
+
+/// The planes of one image: (channels, height, width) samples, columns fastest.
+pub struct Source {
+    /// Where they live.
+    pub store: Store,
+    /// How they are encoded.
+    pub encoding: Encoding,
+    /// Number of planes.
+    pub channels: usize,
+    /// Columns.
+    pub width: usize,
+    /// Rows.
+    pub height: usize,
+}
+
+impl Source {
+    /// Bytes of all samples.
+    pub fn bytes(&self) -> u64 {
+        (self.channels * self.height * self.width * self.encoding.sample.bytes()) as u64
+    }
+
+    /// Read the pixels of `rect`, which must lie within the frame, of one plane into `out`, whose
+    /// rows are `stride` apart. `key` names the file in the cache. Returns the bytes read.
+    pub fn read(
+        &self,
+        key: usize,
+        files: &FileCache,
+        channel: usize,
+        rect: &Rect,
+        out: &mut [f32],
+        stride: usize,
+        scratch: &mut [u8],
+    ) -> Result<u64> {
+        let size = self.encoding.sample.bytes();
+        let first = (channel * self.height + rect.y0 as usize) * self.width;
+        let row_bytes = self.width * size;
+        let segment = rect.x0 as usize * size..rect.x1 as usize * size;
+        let rows = out.chunks_mut(stride).take(rect.height());
+        let from_memory = |bytes: &SharedBytes, rows: &mut dyn Iterator<Item = &mut [f32]>| {
+            let bytes = (**bytes).as_ref();
+            for (k, row) in rows.enumerate() {
+                let start = first * size + k * row_bytes;
+                let stored = &bytes[start + segment.start..start + segment.end];
+                crate::cpu::decode(stored, &self.encoding, &mut row[..rect.width()]);
+            }
+            Ok(0)
+        };
+        let mut rows = rows;
+        match &self.store {
+            Store::Memory(bytes) => from_memory(bytes, &mut rows),
+            Store::Deferred(cell) => match cell.get() {
+                Some(bytes) => from_memory(bytes, &mut rows),
+                None => Err(Error::Argument("an input was not provided".to_owned())),
+            },
+            Store::File { path, offset } => {
+                let file = files.open(key, path)?;
+                let start = offset + (first * size) as u64;
+                let fetch = |at: u64, into: &mut [u8]| {
+                    files::read_exact_at(&file, into, at).map_err(|e| match e.kind() {
+                        std::io::ErrorKind::UnexpectedEof => Error::Input {
+                            path: path.clone(),
+                            reason: "ends before its last pixel; it is truncated or was changed \
+                                     while it was read"
+                                .to_owned(),
+                        },
+                        _ => Error::reading(path, &e),
+                    })
+                };
+                let whole = whole_rows(row_bytes, segment.len()) && row_bytes <= scratch.len();
+                let request = Request {
+                    start,
+                    row_bytes,
+                    segment,
+                    whole,
+                };
+                self.read_rows(&request, rows, scratch, fetch)
+            }
+        }
+    }
+
+    /// Fetch rows in chunks and decode them.
+    fn read_rows<'a>(
+        &self,
+        request: &Request,
+        rows: impl Iterator<Item = &'a mut [f32]>,
+        scratch: &mut [u8],
+        mut fetch: impl FnMut(u64, &mut [u8]) -> Result<()>,
+    ) -> Result<u64> {
+        let size = self.encoding.sample.bytes();
+        let mut bytes_read = 0;
+        let mut rows = rows.enumerate().peekable();
+        if request.whole {
+            let at_once = scratch.len() / request.row_bytes;
+            while let Some(&(k, _)) = rows.peek() {
+                let batch: Vec<_> = rows.by_ref().take(at_once).collect();
+                // The last row of a file need not be followed by padding: stop at its last column.
+                let span = (batch.len() - 1) * request.row_bytes + request.segment.end;
+                let chunk = &mut scratch[..span];
+                let at = request.start + (k * request.row_bytes) as u64;
+                fetch(at + request.segment.start as u64, &mut chunk[request.segment.start..])?;
+                bytes_read += (span - request.segment.start) as u64;
+                for (i, (_, row)) in batch.into_iter().enumerate() {
+                    let from = i * request.row_bytes + request.segment.start;
+                    let stored = &chunk[from..from + request.segment.len()];
+                    crate::cpu::decode(stored, &self.encoding, &mut row[..stored.len() / size]);
+                }
+            }
+        } else {
+            let at_once = scratch.len() / size * size;
+            for (k, row) in rows {
+                let mut at = request.start + (k * request.row_bytes + request.segment.start) as u64;
+                let wanted = &mut row[..request.segment.len() / size];
+                for part in wanted.chunks_mut(at_once / size) {
+                    let chunk = &mut scratch[..part.len() * size];
+                    fetch(at, chunk)?;
+                    crate::cpu::decode(chunk, &self.encoding, part);
+                    at += chunk.len() as u64;
+                    bytes_read += chunk.len() as u64;
+                }
+            }
+        }
+        Ok(bytes_read)
+    }
+}
+
+/// Whether fetching whole rows beats fetching a segment of each.
+fn whole_rows(row_bytes: usize, segment_bytes: usize) -> bool {
+    row_bytes - segment_bytes <= GAP_BYTES
+}
+
+/// Bytes fetched for one row of `rect`.
+pub(crate) fn row_cost(source: &Source, rect: &Rect) -> usize {
+    let size = source.encoding.sample.bytes();
+    let (row, segment) = (source.width * size, rect.width() * size);
+    if whole_rows(row, segment) { row } else { segment }
+}
+
+/// Rows of a file: where they start, how far apart they are, which bytes of each are wanted, and
+/// whether whole rows are fetched for them.
+struct Request {
+    start: u64,
+    row_bytes: usize,
+    segment: std::ops::Range<usize>,
+    whole: bool,
+}

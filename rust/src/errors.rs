@@ -1,0 +1,32 @@
+//! The one table from engine errors to the classes of `zmrs.errors`.
+
+use pyo3::exceptions::{PyFileNotFoundError, PyRuntimeError, PyValueError};
+use pyo3::prelude::*;
+use zmrs_core::Error;
+
+/// The Python exception for an engine error.
+pub fn to_py(py: Python<'_>, error: &Error) -> PyErr {
+    let message = error.to_string();
+    let class = match error {
+        Error::Argument(_) => return PyValueError::new_err(message),
+        Error::Input { path, .. } if !path.exists() => {
+            return PyFileNotFoundError::new_err(message);
+        }
+        Error::Plan { .. } => "PlanError",
+        Error::Input { .. } => "InputError",
+        Error::Budget(_) => "BudgetError",
+        Error::Output { .. } => "OutputError",
+        Error::DiskFull { .. } => "DiskFullError",
+        Error::Cancelled => "Cancelled",
+    };
+    let class = py.import("zmrs.errors").and_then(|module| module.getattr(class));
+    match class.and_then(|class| class.call1((message,))) {
+        Ok(exception) => PyErr::from_value(exception),
+        Err(error) => error,
+    }
+}
+
+/// What a panic of the engine looks like from Python: a defect, never the user's doing.
+pub fn panicked() -> PyErr {
+    PyRuntimeError::new_err("the engine stopped because of an internal error; please report it")
+}

@@ -1,0 +1,58 @@
+//! The one gate: long work runs without the interpreter lock, while the calling thread listens
+//! for signals.
+
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
+use std::time::Duration;
+
+use pyo3::prelude::*;
+use zmrs_core::cancel::CancelToken;
+
+use crate::errors;
+
+/// How often signals are looked for and progress is told.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Run `work` on a thread of its own, without the interpreter lock. Meanwhile this thread looks
+/// for signals and calls `tick` ten times a second; when either raises, `cancel` is set and the
+/// exception is raised once `work` has ended.
+pub fn run<T: Send>(
+    py: Python<'_>,
+    cancel: &CancelToken,
+    mut tick: impl FnMut(Python<'_>) -> PyResult<()> + Send,
+    work: impl FnOnce() -> zmrs_core::Result<T> + Send,
+) -> PyResult<T> {
+    let outcome = py.detach(|| {
+        thread::scope(|scope| {
+            let (done, wait) = channel::<()>();
+            let builder = thread::Builder::new().name("zmrs-pass".to_owned());
+            let stack = zmrs_core::parallel::STACK_BYTES;
+            let worker = builder.stack_size(stack).spawn_scoped(scope, move || {
+                let _done = done;
+                work()
+            });
+            let worker = match worker {
+                Ok(worker) => worker,
+                Err(e) => return Err(PyErr::from(e)),
+            };
+            let mut raised = None;
+            while wait.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+                if raised.is_some() {
+                    continue;
+                }
+                let asked = Python::attach(|py| py.check_signals().and_then(|()| tick(py)));
+                if let Err(exception) = asked {
+                    cancel.cancel();
+                    raised = Some(exception);
+                }
+            }
+            let result = worker.join();
+            match (raised, result) {
+                (Some(exception), _) => Err(exception),
+                (None, Ok(result)) => Ok(result),
+                (None, Err(_panic)) => Err(errors::panicked()),
+            }
+        })
+    })?;
+    outcome.map_err(|e| errors::to_py(py, &e))
+}

@@ -1,0 +1,171 @@
+//! Inputs and jobs.
+
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+
+use numpy::PyReadonlyArray1;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use zmrs_core::coadd::Combine;
+use zmrs_core::job;
+use zmrs_core::resample::Kernel;
+use zmrs_core::source::{self, Encoding, SampleType, SharedBytes, Store};
+
+use crate::arrays::SharedArray;
+use crate::errors;
+use crate::geometry::CoordGrid;
+
+/// The stored planes of one image.
+#[pyclass(frozen, module = "zmrs._zmrs")]
+pub struct Source(Arc<source::Source>);
+
+impl Source {
+    fn build(
+        store: Store,
+        bitpix: i64,
+        big_endian: bool,
+        shape: (usize, usize, usize),
+        scale: (f64, f64),
+        blank: Option<i64>,
+    ) -> PyResult<Self> {
+        let sample = SampleType::from_bitpix(bitpix)
+            .ok_or_else(|| PyValueError::new_err(format!("there is no BITPIX {bitpix}")))?;
+        Ok(Self(Arc::new(source::Source {
+            store,
+            encoding: Encoding {
+                sample,
+                big_endian,
+                scale: scale.0,
+                zero: scale.1,
+                blank,
+            },
+            channels: shape.0,
+            height: shape.1,
+            width: shape.2,
+        })))
+    }
+
+    fn bytes_of(&self, array: &PyReadonlyArray1<'_, u8>) -> PyResult<SharedBytes> {
+        if array.as_slice()?.len() as u64 != self.0.bytes() {
+            return Err(PyValueError::new_err("the array is not of the size of the image"));
+        }
+        Ok(Box::new(SharedArray::new(array)?))
+    }
+}
+
+#[pymethods]
+impl Source {
+    #[staticmethod]
+    #[pyo3(signature = (path, offset, bitpix, shape, scale=(1.0, 0.0), blank=None))]
+    fn file(
+        path: PathBuf,
+        offset: u64,
+        bitpix: i64,
+        shape: (usize, usize, usize),
+        scale: (f64, f64),
+        blank: Option<i64>,
+    ) -> PyResult<Self> {
+        Self::build(Store::File { path, offset }, bitpix, true, shape, scale, blank)
+    }
+
+    #[staticmethod]
+    #[pyo3(signature = (array, bitpix, shape, scale=(1.0, 0.0), blank=None))]
+    fn memory(
+        array: PyReadonlyArray1<'_, u8>,
+        bitpix: i64,
+        shape: (usize, usize, usize),
+        scale: (f64, f64),
+        blank: Option<i64>,
+    ) -> PyResult<Self> {
+        let later = Self::deferred(bitpix, shape, scale, blank)?;
+        let store = Store::Memory(later.bytes_of(&array)?);
+        Self::build(store, bitpix, false, shape, scale, blank)
+    }
+
+    #[staticmethod]
+    #[pyo3(signature = (bitpix, shape, scale=(1.0, 0.0), blank=None))]
+    fn deferred(
+        bitpix: i64,
+        shape: (usize, usize, usize),
+        scale: (f64, f64),
+        blank: Option<i64>,
+    ) -> PyResult<Self> {
+        Self::build(Store::Deferred(OnceLock::new()), bitpix, false, shape, scale, blank)
+    }
+
+    fn provide(&self, array: PyReadonlyArray1<'_, u8>) -> PyResult<()> {
+        let bytes = self.bytes_of(&array)?;
+        match &self.0.store {
+            Store::Deferred(cell) if cell.set(bytes).is_ok() => Ok(()),
+            _ => Err(PyValueError::new_err("this source has its pixels already")),
+        }
+    }
+
+    #[getter]
+    fn nbytes(&self) -> u64 {
+        self.0.bytes()
+    }
+}
+
+/// One image and what is known of it.
+#[pyclass(frozen, module = "zmrs._zmrs")]
+pub struct Input(job::Input);
+
+#[pymethods]
+impl Input {
+    #[new]
+    #[pyo3(signature = (name, image, grid, *, weight=1.0, gain=None, offset=None, weight_map=None))]
+    fn new(
+        name: String,
+        image: &Source,
+        grid: &CoordGrid,
+        weight: f64,
+        gain: Option<Vec<f64>>,
+        offset: Option<Vec<f64>>,
+        weight_map: Option<&Source>,
+    ) -> Self {
+        let channels = image.0.channels;
+        Self(job::Input {
+            name,
+            image: Arc::clone(&image.0),
+            weight_map: weight_map.map(|map| Arc::clone(&map.0)),
+            grid: Arc::clone(&grid.0),
+            weight,
+            gain: gain.unwrap_or_else(|| vec![1.0; channels]),
+            offset: offset.unwrap_or_else(|| vec![0.0; channels]),
+        })
+    }
+}
+
+/// Everything that determines the pixels.
+#[pyclass(frozen, module = "zmrs._zmrs")]
+pub struct Job(pub job::Job);
+
+#[pymethods]
+impl Job {
+    #[new]
+    fn new(
+        py: Python<'_>,
+        shape: (usize, usize, usize),
+        kernel: &str,
+        combine: &str,
+        inputs: Vec<Bound<'_, Input>>,
+    ) -> PyResult<Self> {
+        let unknown = |what, name| PyValueError::new_err(format!("there is no {what} '{name}'"));
+        let job = job::Job {
+            channels: shape.0,
+            height: shape.1,
+            width: shape.2,
+            kernel: Kernel::from_name(kernel).ok_or_else(|| unknown("kernel", kernel))?,
+            combine: Combine::from_name(combine).ok_or_else(|| unknown("combine", combine))?,
+            inputs: inputs.iter().map(|input| input.get().0.clone()).collect(),
+        };
+        job.validate().map_err(|e| errors::to_py(py, &e))?;
+        Ok(Self(job))
+    }
+
+    #[getter]
+    fn input_bytes(&self) -> u64 {
+        self.0.input_bytes()
+    }
+}

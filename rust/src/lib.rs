@@ -1,0 +1,26 @@
+//! The extension module `zmrs._zmrs`: what Python may ask of the engine. Nothing is computed here.
+
+mod arrays;
+mod errors;
+mod gate;
+mod geometry;
+mod info;
+mod job;
+mod pass;
+mod plan;
+
+use pyo3::prelude::*;
+
+#[pymodule]
+mod _zmrs {
+    #[pymodule_export]
+    use super::geometry::CoordGrid;
+    #[pymodule_export]
+    use super::info::build_info;
+    #[pymodule_export]
+    use super::job::{Input, Job, Source};
+    #[pymodule_export]
+    use super::pass::{Layout, PassStats, fit, run_pass_into_arrays, run_pass_into_file};
+    #[pymodule_export]
+    use super::plan::Plan;
+}

@@ -1,0 +1,187 @@
+//! Planning and running a pass.
+
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+
+use numpy::{PyReadwriteArray2, PyReadwriteArray3};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use zmrs_core::budget::{Ledger, Projection};
+use zmrs_core::cancel::CancelToken;
+use zmrs_core::layout::{self, Fitted, Traffic};
+use zmrs_core::pass::{self, Progress};
+use zmrs_core::sink::{FitsSink, MemorySink, Sink};
+
+use crate::job::Job;
+use crate::plan::Plan;
+use crate::{errors, gate};
+
+/// How a job is cut, and what it will hold and move.
+#[pyclass(frozen, module = "zmrs._zmrs")]
+pub struct Layout {
+    fitted: Fitted,
+    traffic: Traffic,
+}
+
+#[pymethods]
+impl Layout {
+    #[getter]
+    fn band_rows(&self) -> usize {
+        self.fitted.layout.band_rows
+    }
+
+    #[getter]
+    fn block_columns(&self) -> usize {
+        self.fitted.layout.block_columns
+    }
+
+    #[getter]
+    fn bands(&self) -> usize {
+        self.traffic.bands
+    }
+
+    #[getter]
+    fn blocks(&self) -> usize {
+        self.traffic.blocks
+    }
+
+    #[getter]
+    fn read_bytes(&self) -> u64 {
+        self.traffic.read_bytes
+    }
+
+    #[getter]
+    fn write_bytes(&self) -> u64 {
+        self.traffic.write_bytes
+    }
+
+    #[getter]
+    fn most_files(&self) -> usize {
+        self.traffic.most_files
+    }
+
+    /// Terms of the projected peak in bytes, by name.
+    #[getter]
+    fn terms<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let terms = PyDict::new(py);
+        for (name, bytes) in &self.fitted.projection.terms {
+            terms.set_item(name, bytes)?;
+        }
+        Ok(terms)
+    }
+
+    #[getter]
+    fn projected_bytes(&self) -> u64 {
+        self.fitted.projection.total()
+    }
+
+    #[getter]
+    fn chunk_bytes(&self) -> u64 {
+        self.fitted.chunk_bytes
+    }
+}
+
+/// Cut the output so that it fits the plan, or refuse.
+#[pyfunction]
+pub fn fit(
+    py: Python<'_>,
+    job: &Job,
+    plan: &Plan,
+    reserved_bytes: u64,
+    array_bytes: u64,
+) -> PyResult<Layout> {
+    let mut reserved = Projection::default();
+    reserved.add("process", reserved_bytes);
+    reserved.add("result array", array_bytes);
+    let fitted = py.detach(|| layout::fit(&job.0, &plan.0, &reserved));
+    let fitted = fitted.map_err(|e| errors::to_py(py, &e))?;
+    let traffic = py.detach(|| fitted.layout.traffic(&job.0));
+    Ok(Layout { fitted, traffic })
+}
+
+/// What a pass found out.
+#[pyclass(frozen, get_all, module = "zmrs._zmrs")]
+pub struct PassStats {
+    samples: Vec<u64>,
+    read_bytes: u64,
+    files_opened: u64,
+    workers: usize,
+    ledger_peak: u64,
+}
+
+/// Run a pass and write its planes into a file, each from its byte offset on.
+#[pyfunction]
+#[pyo3(signature = (job, layout, plan, path, offsets, *, write_back=false, progress=None))]
+pub fn run_pass_into_file(
+    py: Python<'_>,
+    job: &Job,
+    layout: &Layout,
+    plan: &Plan,
+    path: PathBuf,
+    offsets: Vec<u64>,
+    write_back: bool,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<PassStats> {
+    if offsets.len() != job.0.planes() {
+        return Err(PyValueError::new_err("one offset a plane is needed"));
+    }
+    let sink = FitsSink::open(path, job.0.width, offsets, write_back);
+    let sink = sink.map_err(|e| errors::to_py(py, &e))?;
+    run(py, job, layout, plan, &sink, progress)
+}
+
+/// Run a pass into arrays: the image (channels, height, width) and the coverage (height, width).
+#[pyfunction]
+#[pyo3(signature = (job, layout, plan, image, coverage, *, progress=None))]
+pub fn run_pass_into_arrays(
+    py: Python<'_>,
+    job: &Job,
+    layout: &Layout,
+    plan: &Plan,
+    mut image: PyReadwriteArray3<'_, f32>,
+    mut coverage: PyReadwriteArray2<'_, f32>,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<PassStats> {
+    let area = job.0.height * job.0.width;
+    let (image, coverage) = (image.as_slice_mut()?, coverage.as_slice_mut()?);
+    if image.len() != job.0.channels * area || coverage.len() != area {
+        return Err(PyValueError::new_err("the arrays are not of the shape of the job"));
+    }
+    let mut planes: Vec<&mut [f32]> = image.chunks_mut(area).collect();
+    planes.push(coverage);
+    let sink = MemorySink::new(job.0.width, planes);
+    run(py, job, layout, plan, &sink, progress)
+}
+
+fn run(
+    py: Python<'_>,
+    job: &Job,
+    layout: &Layout,
+    plan: &Plan,
+    sink: &dyn Sink,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<PassStats> {
+    let cancel = CancelToken::default();
+    let so_far = Progress::default();
+    let tick = |py: Python<'_>| {
+        if let Some(progress) = &progress {
+            let rows = so_far.rows_written.load(Ordering::Relaxed);
+            progress.call1(py, (so_far.read_bytes.load(Ordering::Relaxed), rows))?;
+        }
+        Ok(())
+    };
+    let stats = gate::run(py, &cancel, tick, || {
+        let ledger = Ledger::new(plan.0.memory_bytes.unwrap_or(u64::MAX));
+        let _outside = ledger.reserve(layout.fitted.outside_bytes)?;
+        let how = layout.fitted.layout;
+        pass::run_pass(&job.0, how, &plan.0, &ledger, sink, &cancel, &so_far)
+    })?;
+    Ok(PassStats {
+        samples: stats.samples,
+        read_bytes: stats.read_bytes,
+        files_opened: stats.files_opened,
+        workers: stats.workers,
+        ledger_peak: stats.ledger_peak,
+    })
+}
