@@ -1,1 +1,31 @@
-"""Sky mosaics inside a memory limit that holds."""
+"""Sky mosaics from many overlapping FITS images, inside a memory limit that holds.
+
+>>> import zmrs
+>>> result = zmrs.mosaic(["a.fits", "b.fits"], "mosaic.fits", memory="512MiB")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zmrs import errors, plan
+    from zmrs.api import mosaic
+    from zmrs.pipeline import Result
+    from zmrs.plan import Plan
+
+__version__ = "0.1.0"
+
+__all__ = ["Plan", "Result", "__version__", "errors", "mosaic", "plan"]
+
+# Importing the package costs nothing; each name brings its module when it is first used.
+_HOMES = {"Plan": "zmrs.plan", "Result": "zmrs.pipeline", "mosaic": "zmrs.api"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in ("errors", "plan"):
+        return importlib.import_module(f"zmrs.{name}")
+    raise AttributeError(f"module 'zmrs' has no attribute '{name}'")

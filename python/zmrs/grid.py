@@ -21,6 +21,17 @@ import numpy.typing as npt
 
 from zmrs.errors import GridError
 from zmrs.scan import scan_template
+from zmrs.sky import (
+    finest_scale_deg,
+    frame_of,
+    lon_lat,
+    pixel_area_deg2,
+    separation_deg,
+    sky_positions,
+    sky_system,
+    transform,
+    unit_vectors,
+)
 
 if TYPE_CHECKING:
     from astropy.wcs import WCS
@@ -86,7 +97,7 @@ class Grid:
         """One line: size, pixel scale, projection, centre."""
         wcs = self.wcs.wcs
         middle = np.array([[(self.width - 1) / 2], [(self.height - 1) / 2]])
-        lon, lat = _sky(self.wcs, *middle)
+        lon, lat = sky_positions(self.wcs, *middle)
         scale = input_pixel_scale_arcsec(self.wcs, self.shape)
         code = str(wcs.ctype[wcs.lng])[5:8]
         if str(wcs.ctype[wcs.lng]).startswith("GLON"):
@@ -125,94 +136,15 @@ def input_pixel_scale_arcsec(wcs: WCS, shape: tuple[int, int]) -> float:
         alone if the middle does not lie on the sky.
     """
     y, x = (shape[0] - 1) / 2, (shape[1] - 1) / 2
-    lon, lat = _sky(wcs, x + np.array([-0.5, 0.5, 0.0, 0.0]), y + np.array([0.0, 0.0, -0.5, 0.5]))
-    left, right, low, high = _unit_vectors(lon, lat)
+    lon, lat = sky_positions(wcs, x + np.array([-0.5, 0.5, 0.0, 0.0]), y + np.array([0.0, 0.0, -0.5, 0.5]))
+    left, right, low, high = unit_vectors(lon, lat)
     area = float(np.linalg.norm(np.cross(right - left, high - low)))
     if not math.isfinite(area) or area <= 0:
-        return math.sqrt(_pixel_area_deg2(wcs)) * 3600
+        return math.sqrt(pixel_area_deg2(wcs)) * 3600
     return math.degrees(math.sqrt(area)) * 3600
 
 
-# ------------------------------------------------------------------------------ points on the sky
-
-
-def _sky(wcs: WCS, x: Vector, y: Vector) -> tuple[Vector, Vector]:
-    """Longitude and latitude (degrees, NaN off the sky) of 0-based pixel positions."""
-    world = wcs.all_pix2world(x, y, 0)
-    return world[wcs.wcs.lng], world[wcs.wcs.lat]
-
-
-def _unit_vectors(lon_deg: Vector, lat_deg: Vector) -> Vector:
-    """Directions (…, 3) of sky positions."""
-    lon, lat = np.radians(lon_deg), np.radians(lat_deg)
-    xyz = np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=-1)
-    return np.asarray(xyz, dtype=np.float64)
-
-
-def _lon_lat(direction: Vector) -> tuple[float, float]:
-    """Longitude in [0, 360) and latitude (degrees) of one direction of any length."""
-    x, y, z = (float(v) for v in direction)
-    return math.degrees(math.atan2(y, x)) % 360, math.degrees(math.atan2(z, math.hypot(x, y)))
-
-
-def _separation_deg(a: Vector, b: Vector) -> Vector:
-    """Angles between unit vectors (…, 3), exact for small and for large ones."""
-    cross = np.linalg.norm(np.cross(a, b), axis=-1)
-    return np.asarray(np.degrees(np.arctan2(cross, np.sum(a * b, axis=-1))), dtype=np.float64)
-
-
-def _pixel_area_deg2(wcs: WCS) -> float:
-    """Area of a pixel from the matrix alone, square degrees."""
-    return abs(float(np.linalg.det(wcs.pixel_scale_matrix)))
-
-
-def _finest_scale_deg(wcs: WCS) -> float:
-    """Smaller of the two pixel scales: lengths of the columns of the matrix, degrees."""
-    return float(np.sqrt(np.sum(wcs.pixel_scale_matrix**2, axis=0)).min())
-
-
-class _Frames:
-    """Astropy frames of WCS objects, one object for all that share a sky system.
-
-    Thousands of inputs share one or two; making and transforming a frame costs milliseconds.
-    """
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[Any, ...], Any] = {}
-
-    def key(self, wcs: WCS) -> tuple[Any, ...]:
-        """Whatever makes a difference to the frame."""
-        w = wcs.wcs
-        equinox = None if math.isnan(w.equinox) else float(w.equinox)
-        # Only FK4 depends on the time of observation.
-        is_fk4 = str(w.radesys).startswith("FK4") or (equinox is not None and equinox < 1984)
-        return (str(w.lngtyp), str(w.radesys), equinox, str(w.dateobs) if is_fk4 else "")
-
-    def of(self, wcs: WCS) -> Any:
-        """Frame of a WCS."""
-        key = self.key(wcs)
-        if key not in self._known:
-            from astropy.wcs.utils import wcs_to_celestial_frame  # noqa: PLC0415
-
-            try:
-                self._known[key] = wcs_to_celestial_frame(wcs)
-            except (ValueError, TypeError) as error:
-                raise GridError(
-                    f"an input's sky system {key[0]} {key[1]} is not known; reproject it to ICRS."
-                ) from error
-        return self._known[key]
-
-
-def _transform(lon: Vector, lat: Vector, source: Any, target: Any) -> tuple[Vector, Vector]:
-    """Sky positions (degrees) from one frame to another; NaN stays NaN."""
-    from astropy import units  # noqa: PLC0415
-    from astropy.coordinates import UnitSphericalRepresentation  # noqa: PLC0415
-
-    if source.is_equivalent_frame(target):
-        return lon, lat
-    place = UnitSphericalRepresentation(lon * units.deg, lat * units.deg)
-    moved = source.realize_frame(place).transform_to(target).represent_as("unitspherical")
-    return moved.lon.deg, moved.lat.deg
+# ------------------------------------------------------------------------- the inputs' outlines
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,22 +174,20 @@ def _image_points(wcs: WCS, shape: tuple[int, int]) -> tuple[Vector, Vector]:
     ref_x, ref_y = wcs.wcs.crpix - 1
     x = np.array([ref_x, (width - 1) / 2, -0.5, width - 0.5, width - 0.5, -0.5])
     y = np.array([ref_y, (height - 1) / 2, -0.5, -0.5, height - 0.5, height - 0.5])
-    lon, lat = _sky(wcs, x, y)
+    lon, lat = sky_positions(wcs, x, y)
     if not np.isfinite(lon[2:] + lat[2:]).all():
         xs, ys = np.meshgrid(
             np.linspace(-0.5, width - 0.5, _INNER_POINTS),
             np.linspace(-0.5, height - 0.5, _INNER_POINTS),
         )
-        inner_lon, inner_lat = _sky(wcs, xs.ravel(), ys.ravel())
+        inner_lon, inner_lat = sky_positions(wcs, xs.ravel(), ys.ravel())
         valid = np.isfinite(inner_lon + inner_lat)
         lon = np.concatenate([lon[:2], inner_lon[valid]])
         lat = np.concatenate([lat[:2], inner_lat[valid]])
     return lon, lat
 
 
-def _footprints(
-    images: Sequence[WcsAndShape], names: Sequence[str], frames: _Frames
-) -> _Footprints:
+def _footprints(images: Sequence[WcsAndShape], names: Sequence[str]) -> _Footprints:
     """Evaluate all inputs, then change frames once for each sky system."""
     from astropy.coordinates import ICRS  # noqa: PLC0415
 
@@ -268,11 +198,11 @@ def _footprints(
         raise GridError(f"{name}: no point of the image lies on the sky; leave it out.")
     lon = np.concatenate([p[0] for p in points])
     lat = np.concatenate([p[1] for p in points])
-    keys = [frames.key(wcs) for wcs, _ in images]
-    for key in dict.fromkeys(keys):
-        members = np.repeat([k == key for k in keys], counts)
-        frame = frames.of(images[keys.index(key)][0])
-        lon[members], lat[members] = _transform(lon[members], lat[members], frame, ICRS())
+    systems = [sky_system(wcs) for wcs, _ in images]
+    for system in dict.fromkeys(systems):
+        members = np.repeat([s == system for s in systems], counts)
+        frame = frame_of(images[systems.index(system)][0])
+        lon[members], lat[members] = transform(lon[members], lat[members], frame, ICRS())
     first = np.concatenate([[0], np.cumsum(counts)[:-1]])
     owner = np.repeat(np.arange(len(images)), counts)
     is_corner = np.ones(len(lon), dtype=bool)
@@ -281,8 +211,8 @@ def _footprints(
         lon[is_corner],
         lat[is_corner],
         owner[is_corner],
-        _unit_vectors(lon[first], lat[first]),
-        _unit_vectors(lon[first + 1], lat[first + 1]),
+        unit_vectors(lon[first], lat[first]),
+        unit_vectors(lon[first + 1], lat[first + 1]),
     )
 
 
@@ -441,13 +371,12 @@ def optimal_grid(
     if not images:
         raise GridError("there is no input to make an output grid for; name some images.")
     names = names or [f"input {n}" for n in range(1, len(images) + 1)]
-    frames = _Frames()
     named = {"icrs": ICRS(), "galactic": Galactic()}
-    target = named[frame] if frame else frames.of(images[0][0])
-    finest = min(_finest_scale_deg(wcs) for wcs, _ in images)
+    target = named[frame] if frame else frame_of(images[0][0])
+    finest = min(finest_scale_deg(wcs) for wcs, _ in images)
     scale_deg = finest if scale_arcsec is None else scale_arcsec / 3600
     wcs = _bare_wcs(target, projection, scale_deg, rotate_deg)
-    prints = _footprints(images, names, frames)
+    prints = _footprints(images, names)
     limit = _limit_pixels(images, scale_deg) if max_output_pixels is None else max_output_pixels
     extent = _place(wcs, prints, target, center, limit)
     # With a size and a centre the inputs need not fit; with a size alone they need a middle.
@@ -462,7 +391,7 @@ def optimal_grid(
 
 def _limit_pixels(images: Iterable[WcsAndShape], scale_deg: float) -> float:
     """Default limit of the grid's size, from the area of the inputs in output pixels."""
-    area = sum(math.prod(shape) * _pixel_area_deg2(wcs) for wcs, shape in images)
+    area = sum(math.prod(shape) * pixel_area_deg2(wcs) for wcs, shape in images)
     return max(_UNSUSPICIOUS_PIXELS, _ABSURD_AREA_RATIO * area / scale_deg**2)
 
 
@@ -481,16 +410,16 @@ def _place(
     """
     from astropy.coordinates import ICRS  # noqa: PLC0415
 
-    lon, lat = _transform(prints.lon, prints.lat, ICRS(), target)
+    lon, lat = transform(prints.lon, prints.lat, ICRS(), target)
     if center is not None:
         candidates = [center]
     else:
         means = (_mean_direction(prints.crpix), _mean_direction(prints.centre))
-        candidates = [_lon_lat(m) for m in means if m is not None]
+        candidates = [lon_lat(m) for m in means if m is not None]
     extent: _Extent | None = None
     for candidate in candidates:
-        ra, dec = (np.array([v]) for v in candidate)
-        x, y = _transform(ra, dec, ICRS(), target)
+        ra, dec = (np.atleast_1d(v) for v in candidate)
+        x, y = transform(ra, dec, ICRS(), target)
         # At a pole the longitude is rounding noise, yet it would turn the grid: 0 is as good.
         is_pole = abs(float(y[0])) > 90 - _POLE_DEG
         extent = _extent(wcs, lon, lat, (0.0 if is_pole else float(x[0]), float(y[0])))
@@ -539,17 +468,17 @@ def _stretched(
     Greedy: take out the input without which the box is smallest, until what is left would do.
     """
     middle, centres = _robust_middle(prints)
-    corners = _flat(_unit_vectors(prints.lon, prints.lat), middle) / scale_deg
+    corners = _flat(unit_vectors(prints.lon, prints.lat), middle) / scale_deg
     boxes = np.array([_box(corners[prints.owner == n]) for n in range(len(names))])
     left = np.ones(len(names), dtype=bool)
     blamed: list[int] = []
     while len(blamed) < min(3, len(names) - 1) and _box_pixels(boxes[left]) > limit:
-        blamed.append(_worst(boxes, left, _separation_deg(centres, middle)))
+        blamed.append(_worst(boxes, left, separation_deg(centres, middle)))
         left[blamed[-1]] = False
     if _box_pixels(boxes) <= limit or not blamed:
-        blamed = list(np.argsort(-_separation_deg(centres, middle), kind="stable")[:3])
+        blamed = list(np.argsort(-separation_deg(centres, middle), kind="stable")[:3])
     far = ", ".join(
-        f"{names[n]} ({float(_separation_deg(centres[n], middle)):.4g} deg away)" for n in blamed
+        f"{names[n]} ({float(separation_deg(centres[n], middle)):.4g} deg away)" for n in blamed
     )
     if extent is not None and extent.is_finite:
         wide = f"would be {extent.size[0]} x {extent.size[1]} pixels (limit {limit:.3g})"
@@ -567,7 +496,7 @@ def _robust_middle(prints: _Footprints) -> tuple[Vector, Vector]:
     A stray pointing moves a mean but not a median.  Inputs on opposite sides of the sky have
     no middle; the first then stands for it.
     """
-    corners = _unit_vectors(prints.lon, prints.lat)
+    corners = unit_vectors(prints.lon, prints.lat)
     centres = prints.centre.copy()
     for n in np.flatnonzero(~np.isfinite(centres).all(axis=1)):
         centres[n] = corners[prints.owner == n][0]
@@ -584,7 +513,7 @@ def _flat(directions: Vector, middle: Vector) -> Vector:
     axes = np.stack([east, np.cross(middle, east)], axis=-1)
     plane = directions @ axes
     radius = np.linalg.norm(plane, axis=-1, keepdims=True)
-    angle = _separation_deg(directions, middle)[..., np.newaxis]
+    angle = separation_deg(directions, middle)[..., np.newaxis]
     # At the antipode the direction is undefined; any one will do, its distance counts.
     unit = np.where(radius > 1e-12, plane / np.maximum(radius, 1e-300), np.array([1.0, 0.0]))
     return np.asarray(unit * angle, dtype=np.float64)

@@ -1,4 +1,4 @@
-//! NumPy arrays as the engine sees them.
+//! `NumPy` arrays as the engine sees them.
 
 use numpy::{PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
@@ -20,11 +20,7 @@ impl SharedArray {
     /// The bytes of a contiguous array. Whoever made it promises not to change it meanwhile.
     pub fn new(array: &PyReadonlyArray1<'_, u8>) -> PyResult<Self> {
         let slice = array.as_slice()?;
-        Ok(Self {
-            bytes: slice.as_ptr(),
-            len: slice.len(),
-            _owner: (**array).clone().unbind(),
-        })
+        Ok(Self { bytes: slice.as_ptr(), len: slice.len(), _owner: (**array).clone().unbind() })
     }
 }
 

@@ -32,13 +32,7 @@ impl Source {
             .ok_or_else(|| PyValueError::new_err(format!("there is no BITPIX {bitpix}")))?;
         Ok(Self(Arc::new(source::Source {
             store,
-            encoding: Encoding {
-                sample,
-                big_endian,
-                scale: scale.0,
-                zero: scale.1,
-                blank,
-            },
+            encoding: Encoding { sample, big_endian, scale: scale.0, zero: scale.1, blank },
             channels: shape.0,
             height: shape.1,
             width: shape.2,

@@ -89,11 +89,13 @@ pub fn fit(
     job: &Job,
     plan: &Plan,
     reserved_bytes: u64,
-    array_bytes: u64,
+    into_arrays: bool,
 ) -> PyResult<Layout> {
     let mut reserved = Projection::default();
     reserved.add("process", reserved_bytes);
-    reserved.add("result array", array_bytes);
+    if into_arrays {
+        reserved.add("result arrays", job.0.output_bytes());
+    }
     let fitted = py.detach(|| layout::fit(&job.0, &plan.0, &reserved));
     let fitted = fitted.map_err(|e| errors::to_py(py, &e))?;
     let traffic = py.detach(|| fitted.layout.traffic(&job.0));

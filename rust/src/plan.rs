@@ -115,7 +115,11 @@ impl Plan {
         Ok(Self(plan))
     }
 
-    fn with(py: Python<'_>, mut plan: plan::Plan, fields: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
+    fn with(
+        py: Python<'_>,
+        mut plan: plan::Plan,
+        fields: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<Self> {
         for (name, value) in fields.into_iter().flatten() {
             let name = name.extract::<String>()?;
             if !set(&mut plan, &name, &value)? {
@@ -218,7 +222,10 @@ impl Plan {
         Ok(format!("Plan({})", parts.join(", ")))
     }
 
-    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyTuple>)> {
+    fn __reduce__<'py>(
+        &self,
+        py: Python<'py>,
+    ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyTuple>)> {
         let rebuild = py.get_type::<Self>().getattr("from_json")?;
         Ok((rebuild, PyTuple::new(py, [self.to_json(py)?])?))
     }

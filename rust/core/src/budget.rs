@@ -19,11 +19,7 @@ pub struct Ledger {
 impl Ledger {
     /// A ledger that lends at most `limit` bytes at once.
     pub fn new(limit: u64) -> Arc<Self> {
-        Arc::new(Self {
-            limit,
-            used: AtomicU64::new(0),
-            peak: AtomicU64::new(0),
-        })
+        Arc::new(Self { limit, used: AtomicU64::new(0), peak: AtomicU64::new(0) })
     }
 
     /// Lend `bytes` until the lease is dropped, or refuse. Never blocks.
@@ -32,10 +28,7 @@ impl Ledger {
         match self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grant) {
             Ok(before) => {
                 self.peak.fetch_max(before + bytes, Ordering::Relaxed);
-                Ok(Lease {
-                    ledger: Arc::clone(self),
-                    bytes,
-                })
+                Ok(Lease { ledger: Arc::clone(self), bytes })
             }
             Err(used) => Err(Error::Budget(format!(
                 "a buffer of {bytes} bytes does not fit: {used} of {} bytes are in use",
@@ -47,10 +40,7 @@ impl Ledger {
     /// Lend `len` values of `T`, all zero.
     pub fn zeroed<T: Zero>(self: &Arc<Self>, len: usize) -> Result<LeasedVec<T>> {
         let lease = self.reserve((len * size_of::<T>()) as u64)?;
-        Ok(LeasedVec {
-            data: vec![T::ZERO; len],
-            _lease: lease,
-        })
+        Ok(LeasedVec { data: vec![T::ZERO; len], _lease: lease })
     }
 
     /// The most that was ever lent at once, in bytes.

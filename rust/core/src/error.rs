@@ -62,13 +62,8 @@ impl Error {
     pub fn writing(path: &Path, error: &std::io::Error) -> Self {
         use std::io::ErrorKind::{QuotaExceeded, StorageFull};
         if matches!(error.kind(), StorageFull | QuotaExceeded) {
-            return Self::DiskFull {
-                path: path.to_owned(),
-            };
+            return Self::DiskFull { path: path.to_owned() };
         }
-        Self::Output {
-            path: path.to_owned(),
-            reason: format!("cannot be written ({error})"),
-        }
+        Self::Output { path: path.to_owned(), reason: format!("cannot be written ({error})") }
     }
 }

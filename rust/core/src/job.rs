@@ -99,6 +99,11 @@ impl Job {
         self.channels + 1
     }
 
+    /// Bytes of the output's planes.
+    pub fn output_bytes(&self) -> u64 {
+        (self.planes() * self.height * self.width * size_of::<f32>()) as u64
+    }
+
     /// Bytes of the coordinate grids.
     pub fn grid_bytes(&self) -> u64 {
         self.inputs.iter().map(|input| input.grid.bytes()).sum()

@@ -8,6 +8,7 @@
 use std::collections::HashSet;
 use std::ops::Range;
 
+use crate::Result;
 use crate::budget::Projection;
 use crate::coadd::TileBuffers;
 use crate::geom::Rect;
@@ -16,7 +17,6 @@ use crate::parallel::STACK_BYTES;
 use crate::plan::Plan;
 use crate::resample::SLACK;
 use crate::source::{self, READ_CHUNK_BYTES, Source, Store};
-use crate::Result;
 
 /// Rows of a band when memory is plentiful: taller bands leave the last-level cache and gain
 /// nothing, since rows that two bands share are kept (`make bench`, stage "bands").
@@ -34,6 +34,10 @@ const SERVICE_THREADS: u64 = 2;
 /// What the interpreter and the allocator may take between planning and the end of the pass, for
 /// progress, tables and headers (measured: 2–5 MiB).
 const SERVICE_BYTES: u64 = 6 << 20;
+
+/// Copies of an image that decompressing it takes for a moment (measured with the compressed sets
+/// of the tests: 1.2–2.6).
+const DECOMPRESSING: u64 = 3;
 
 /// The source pixels of one input that some output columns of a block touch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -242,9 +246,8 @@ impl Layout {
             let block = Block::new(job, rect);
             need.windows[k % 2] = need.windows[k % 2].max(block.len(job));
             need.exact[k % 2] = need.exact[k % 2].max(block.exact_len(job));
-            let in_files = |w: &&Window| {
-                matches!(job.inputs[w.input].image.store, Store::File { .. })
-            };
+            let in_files =
+                |w: &&Window| matches!(job.inputs[w.input].image.store, Store::File { .. });
             let files: HashSet<_> =
                 block.windows.iter().filter(in_files).map(|w| w.input).collect();
             need.most_files = need.most_files.max(files.len());
@@ -262,7 +265,7 @@ impl Layout {
     pub fn traffic(self, job: &Job) -> Traffic {
         let mut traffic = Traffic {
             bands: job.height.div_ceil(self.band_rows),
-            write_bytes: (job.planes() * job.height * job.width * size_of::<f32>()) as u64,
+            write_bytes: job.output_bytes(),
             ..Traffic::default()
         };
         let mut before: Option<Block> = None;
@@ -327,10 +330,7 @@ pub fn fit(job: &Job, plan: &Plan, reserved: &Projection) -> Result<Fitted> {
     loop {
         let mut rows = most_rows;
         loop {
-            let layout = Layout {
-                band_rows: rows,
-                block_columns: columns,
-            };
+            let layout = Layout { band_rows: rows, block_columns: columns };
             let need = layout.need(job);
             let bytes = |(l, n): &(Layout, Need)| n.bytes() + l.output_bytes(job);
             if bytes(&(layout, need)) <= available {
@@ -379,10 +379,7 @@ fn most_rows(job: &Job, plan: &Plan) -> usize {
         return (rows as usize).clamp(1, job.height);
     }
     let rows = PREFERRED_ROWS.min(job.height);
-    let preferred = Layout {
-        band_rows: rows,
-        block_columns: job.width,
-    };
+    let preferred = Layout { band_rows: rows, block_columns: job.width };
     // More files than can stay open would be opened anew for each band: then few, tall bands.
     if job.inputs.len() > source::MOST_OPEN && preferred.need(job).most_files > source::MOST_OPEN {
         return job.height;
@@ -394,8 +391,10 @@ fn most_rows(job: &Job, plan: &Plan) -> usize {
 fn fixed_terms(job: &Job, plan: &Plan, reserved: &Projection) -> Projection {
     let mut terms = reserved.clone();
     let in_memory = |i: &&crate::job::Input| matches!(i.image.store, Store::Deferred(_));
-    let deferred = job.inputs.iter().filter(in_memory).map(|i| i.image.bytes()).sum();
-    terms.add("decompressed inputs", deferred);
+    let deferred = || job.inputs.iter().filter(in_memory).map(|i| i.image.bytes());
+    terms.add("decompressed inputs", deferred().sum());
+    // While one is decompressed its file, and copies in other byte orders, exist beside it.
+    terms.add("decompressing", DECOMPRESSING * deferred().max().unwrap_or(0));
     terms.add("coordinate grids", job.grid_bytes());
     let threads = plan.cpu_workers + SERVICE_THREADS;
     terms.add("thread stacks", threads * STACK_BYTES as u64);

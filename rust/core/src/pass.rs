@@ -65,14 +65,8 @@ pub fn run_pass(
     progress: &Progress,
 ) -> Result<PassStats> {
     let files = FileCache::default();
-    let pass = Pass {
-        job,
-        table: TapTable::new(job.kernel),
-        files: &files,
-        sink,
-        cancel,
-        progress,
-    };
+    let pass =
+        Pass { job, table: TapTable::new(job.kernel), files: &files, sink, cancel, progress };
     let workers = plan.cpu_workers as usize;
     let crew = (0..workers).map(|_| Worker::new(job, ledger));
     let mut crew = crew.collect::<Result<Vec<_>>>()?;
@@ -164,10 +158,7 @@ impl Band {
     fn new(job: &Job, layout: Layout, ledger: &Arc<Ledger>) -> Result<Self> {
         let len = layout.band_rows.min(job.height) * job.width;
         let planes = (0..job.planes()).map(|_| ledger.zeroed(len));
-        Ok(Self {
-            planes: planes.collect::<Result<_>>()?,
-            rows: 0..0,
-        })
+        Ok(Self { planes: planes.collect::<Result<_>>()?, rows: 0..0 })
     }
 }
 
@@ -282,21 +273,14 @@ impl Pass<'_> {
             let rect = window.rect;
             let mut planes: Vec<_> = mine.chunks_mut(rect.area()).collect();
             planes.truncate(job.inputs[window.input].planes());
-            for (rows, from) in [
-                (rect.y0..kept.start, None),
-                (kept.clone(), from),
-                (kept.end..rect.y1, None),
-            ] {
+            for (rows, from) in
+                [(rect.y0..kept.start, None), (kept.clone(), from), (kept.end..rect.y1, None)]
+            {
                 for start in rows.clone().step_by(READ_ROWS as usize) {
                     let rows = start..rows.end.min(start + READ_ROWS);
                     let values = (rows.end - rows.start) as usize * rect.width();
                     let planes = take_front(&mut planes, values);
-                    tasks.push(Task::Load(LoadRows {
-                        window,
-                        rows,
-                        planes,
-                        from,
-                    }));
+                    tasks.push(Task::Load(LoadRows { window, rows, planes, from }));
                 }
             }
         }
@@ -344,12 +328,7 @@ impl Pass<'_> {
     }
 
     fn load(&self, task: LoadRows, worker: &mut Worker) -> Result<()> {
-        let LoadRows {
-            window,
-            rows,
-            mut planes,
-            from,
-        } = task;
+        let LoadRows { window, rows, mut planes, from } = task;
         let (rect, width) = (window.rect, window.rect.width());
         if let Some(from) = from {
             keep_rows(&rect, rows, &mut planes, &from);
@@ -400,12 +379,13 @@ impl Pass<'_> {
 
 /// Cut `len` values off the front of every plane.
 fn take_front<'a>(planes: &mut [&'a mut [f32]], len: usize) -> Vec<&'a mut [f32]> {
-    let cut = |plane: &mut &'a mut [f32]| {
+    let mut fronts = Vec::with_capacity(planes.len());
+    for plane in planes {
         let (front, rest) = mem::take(plane).split_at_mut(len);
         *plane = rest;
-        front
-    };
-    planes.iter_mut().map(cut).collect()
+        fronts.push(front);
+    }
+    fronts
 }
 
 /// The windows of a block with their pixels in `arena`.
@@ -416,11 +396,7 @@ fn loaded<'a>(job: &Job, block: &'a Block, arena: &'a Arena) -> Vec<Loaded<'a>> 
         pixels = rest;
         let (records, rest) = exact.split_at(window.exact_len(job));
         exact = rest;
-        Loaded {
-            window,
-            pixels: mine,
-            exact: records,
-        }
+        Loaded { window, pixels: mine, exact: records }
     };
     block.windows.iter().map(take).collect()
 }

@@ -57,12 +57,7 @@ impl Default for Plan {
 impl Plan {
     /// Refuse what makes no sense, naming the field.
     pub fn validate(&self) -> Result<()> {
-        let refuse = |field, reason: &str| {
-            Err(Error::Plan {
-                field,
-                reason: reason.to_owned(),
-            })
-        };
+        let refuse = |field, reason: &str| Err(Error::Plan { field, reason: reason.to_owned() });
         if self.name.is_empty() {
             return refuse("name", "must not be empty");
         }

@@ -87,7 +87,8 @@ pub fn project(
                         clip.listed(&record[skip..skip + 2 * len], &mut space.run);
                     }
                 }
-                valid += u64::from(add_run(job, table, input, loaded, tile, (part.start, y), space));
+                valid +=
+                    u64::from(add_run(job, table, input, loaded, tile, (part.start, y), space));
             }
         }
     }

@@ -55,11 +55,7 @@ impl<'a> Tile<'a> {
             plane[..area].fill(0.0);
         }
         buffers.weights[..area].fill(0.0);
-        Self {
-            rect,
-            combine: job.combine,
-            buffers,
-        }
+        Self { rect, combine: job.combine, buffers }
     }
 
     /// Bring in a run of samples of `input` that begins at output pixel (x, y): `values` per
@@ -76,10 +72,7 @@ impl<'a> Tile<'a> {
         let span = first..first + weights.len();
         let seen = &mut self.buffers.weights[span.clone()];
         for (channel, values) in values.iter().enumerate() {
-            let affine = Affine {
-                gain: input.gain[channel],
-                offset: input.offset[channel],
-            };
+            let affine = Affine { gain: input.gain[channel], offset: input.offset[channel] };
             let running = &mut self.buffers.running[channel][span.clone()];
             let values = &values[..weights.len()];
             accumulate::add(self.combine, affine, values, weights, seen, running);

@@ -57,10 +57,7 @@ pub struct Bounds {
 }
 
 impl Bounds {
-    const EMPTY: Self = Self {
-        min: [f64::INFINITY; 2],
-        max: [f64::NEG_INFINITY; 2],
-    };
+    const EMPTY: Self = Self { min: [f64::INFINITY; 2], max: [f64::NEG_INFINITY; 2] };
 
     fn include(&mut self, point: [f64; 2], slack: f64) {
         for axis in 0..2 {
@@ -151,12 +148,7 @@ impl CoordGrid {
                 CellKind::Exact { index }
             };
         }
-        Ok(Self {
-            nodes: self.nodes.clone(),
-            cells,
-            exact: Some(exact),
-            ..*self
-        })
+        Ok(Self { nodes: self.nodes.clone(), cells, exact: Some(exact), ..*self })
     }
 
     /// Output pixels that the cells cover; it may stick out of the canvas.
@@ -235,8 +227,7 @@ impl CoordGrid {
             let node = |line: usize| self.nodes[first + line * across + k];
             let (a, b, c, d) = (node(0), node(1), node(2), node(3));
             for axis in 0..2 {
-                knot[axis] = ((weights[0] * a[axis] + weights[1] * b[axis])
-                    + weights[2] * c[axis])
+                knot[axis] = ((weights[0] * a[axis] + weights[1] * b[axis]) + weights[2] * c[axis])
                     + weights[3] * d[axis];
             }
         }
@@ -375,9 +366,7 @@ impl CoordGrid {
         if bounds.taps(self.frame, 1).is_empty() {
             return CellKind::Empty;
         }
-        CellKind::Smooth {
-            slack: slack as f32 * 1.000_001,
-        }
+        CellKind::Smooth { slack: slack as f32 * 1.000_001 }
     }
 
     /// A bound on how far the interpolant of a cell strays from the bilinear interpolation of its
@@ -407,12 +396,7 @@ impl CoordGrid {
 #[inline(always)]
 fn lagrange(u: f64) -> [f64; 4] {
     let (a, b, c) = (u + 1.0, u - 1.0, u - 2.0);
-    [
-        -u * b * c / 6.0,
-        a * b * c / 2.0,
-        -a * u * c / 2.0,
-        a * u * b / 6.0,
-    ]
+    [-u * b * c / 6.0, a * b * c / 2.0, -a * u * c / 2.0, a * u * b / 6.0]
 }
 
 /// Coefficients, lowest power first, of the cubic through four knots at −1, 0, 1, 2.
@@ -422,7 +406,7 @@ pub fn cubic(knots: [f64; 4]) -> [f64; 4] {
     [
         b,
         (c - b) - (a - 2.0 * b + c) / 3.0 - (b - 2.0 * c + d) / 6.0,
-        (a - 2.0 * b + c) / 2.0,
+        0.5 * (a - 2.0 * b + c),
         ((b - 2.0 * c + d) - (a - 2.0 * b + c)) / 6.0,
     ]
 }
@@ -493,8 +477,8 @@ mod tests {
                 }
                 let (_, taps) = spans.iter().find(|(span, _)| span.contains(&x)).unwrap();
                 let cell = |k: usize| at[k].clamp(0.0, frame[k] as f64 - 1.0).floor() as i64;
-                assert!(taps.x0 <= cell(0) - 1 && cell(0) + 3 <= taps.x1);
-                assert!(taps.y0 <= cell(1) - 1 && cell(1) + 3 <= taps.y1);
+                assert!(taps.x0 < cell(0) && cell(0) + 3 <= taps.x1);
+                assert!(taps.y0 < cell(1) && cell(1) + 3 <= taps.y1);
             }
         }
     }

@@ -19,12 +19,7 @@ pub struct Rect {
 impl Rect {
     /// The rectangle of the given ranges.
     pub fn new(x: Range<i64>, y: Range<i64>) -> Self {
-        Self {
-            x0: x.start,
-            y0: y.start,
-            x1: x.end,
-            y1: y.end,
-        }
+        Self { x0: x.start, y0: y.start, x1: x.end, y1: y.end }
     }
 
     /// A frame of `width` by `height` pixels with its first pixel at (0, 0).

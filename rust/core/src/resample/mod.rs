@@ -72,12 +72,7 @@ pub struct Run {
 
 impl Default for Run {
     fn default() -> Self {
-        Self {
-            len: 0,
-            index: [0; RUN],
-            fx: [0.0; RUN],
-            fy: [0.0; RUN],
-        }
+        Self { len: 0, index: [0; RUN], fx: [0.0; RUN], fy: [0.0; RUN] }
     }
 }
 

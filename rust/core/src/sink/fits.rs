@@ -23,13 +23,7 @@ impl FitsSink {
     pub fn open(path: PathBuf, width: usize, offsets: Vec<u64>, write_back: bool) -> Result<Self> {
         let file = File::options().write(true).open(&path);
         let file = file.map_err(|e| Error::writing(&path, &e))?;
-        Ok(Self {
-            path,
-            file,
-            width,
-            offsets,
-            write_back,
-        })
+        Ok(Self { path, file, width, offsets, write_back })
     }
 }
 

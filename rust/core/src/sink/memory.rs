@@ -15,10 +15,7 @@ pub struct MemorySink<'a> {
 impl<'a> MemorySink<'a> {
     /// One array of (height, width) values a plane: the channels, then the coverage.
     pub fn new(width: usize, planes: Vec<&'a mut [f32]>) -> Self {
-        Self {
-            width,
-            planes: Mutex::new(planes),
-        }
+        Self { width, planes: Mutex::new(planes) }
     }
 }
 

@@ -121,24 +121,14 @@ mod tests {
     use super::*;
 
     fn encoding(sample: SampleType) -> Encoding {
-        Encoding {
-            sample,
-            big_endian: true,
-            scale: 1.0,
-            zero: 0.0,
-            blank: None,
-        }
+        Encoding { sample, big_endian: true, scale: 1.0, zero: 0.0, blank: None }
     }
 
     #[test]
     fn unsigned_sixteen_bit_and_blank() {
         let stored: [i16; 4] = [-32768, 32767, 0, -7];
         let bytes: Vec<u8> = stored.iter().flat_map(|v| v.to_be_bytes()).collect();
-        let rule = Encoding {
-            zero: 32768.0,
-            blank: Some(-7),
-            ..encoding(SampleType::I16)
-        };
+        let rule = Encoding { zero: 32768.0, blank: Some(-7), ..encoding(SampleType::I16) };
         let mut out = [0.0; 4];
         decode(&bytes, &rule, &mut out);
         assert_eq!(out[..3], [0.0, 65535.0, 32768.0]);
@@ -160,10 +150,7 @@ mod tests {
 
     #[test]
     fn a_blank_beyond_the_type_blanks_nothing() {
-        let rule = Encoding {
-            blank: Some(300),
-            ..encoding(SampleType::U8)
-        };
+        let rule = Encoding { blank: Some(300), ..encoding(SampleType::U8) };
         let mut out = [0.0; 2];
         decode(&[44, 255], &rule, &mut out);
         assert_eq!(out, [44.0, 255.0]);
@@ -172,7 +159,9 @@ mod tests {
     #[test]
     fn every_width_in_both_byte_orders() {
         for big_endian in [true, false] {
-            let order = |bytes: [u8; 8]| if big_endian { bytes } else { u64::from_be_bytes(bytes).to_ne_bytes() };
+            let order = |bytes: [u8; 8]| {
+                if big_endian { bytes } else { u64::from_be_bytes(bytes).to_ne_bytes() }
+            };
             let rule = Encoding { big_endian, ..encoding(SampleType::I64) };
             let mut out = [0.0];
             decode(&order((-123_456_i64).to_be_bytes()), &rule, &mut out);

@@ -106,12 +106,7 @@ impl Source {
                     })
                 };
                 let whole = whole_rows(row_bytes, segment.len()) && row_bytes <= scratch.len();
-                let request = Request {
-                    start,
-                    row_bytes,
-                    segment,
-                    whole,
-                };
+                let request = Request { start, row_bytes, segment, whole };
                 self.read_rows(&request, rows, scratch, fetch)
             }
         }

@@ -1,0 +1,153 @@
+"""The commands: each reads its options, calls one function of the package, and reports."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from zmrs import config as options_table
+from zmrs.cli.flags import job_options, options_from, talk_options
+from zmrs.cli.talk import logging_to, progress_to
+from zmrs.errors import UsageError
+
+if TYPE_CHECKING:
+    from zmrs.pipeline import Prepared
+
+__all__ = ["config", "demo", "mosaic", "plan", "preview"]
+
+_path = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option("-o", "--output", type=_path, required=True, metavar="OUT.fits",
+              help="File to make")
+@job_options
+@talk_options
+def mosaic(
+    inputs: tuple[str, ...],
+    output: Path,
+    config_file: Path | None,
+    progress: str,
+    verbose: bool,
+    quiet: bool,
+    debug: bool,
+    log_file: Path | None,
+    **flags: Any,
+) -> None:
+    """Make one mosaic of many overlapping FITS images.
+
+    INPUT: files, folders, globs and @lists, in any mix.
+    """
+    from zmrs.pipeline import make_mosaic  # noqa: PLC0415  (brings astropy)
+
+    del debug  # looked at where errors are told
+    logging_to(verbose=verbose, quiet=quiet, log_file=log_file)
+    options = options_from(flags, config_file)
+    with progress_to(progress, quiet=quiet) as listener:
+        make_mosaic(inputs, output, options, listener=listener)
+    click.echo(output)
+
+
+@click.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option("-o", "--output", type=_path, metavar="OUT.fits",
+              help="The file that would be made (without effect)")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON")
+@job_options
+@talk_options
+def plan(
+    inputs: tuple[str, ...],
+    output: Path | None,
+    as_json: bool,
+    config_file: Path | None,
+    progress: str,
+    verbose: bool,
+    quiet: bool,
+    debug: bool,
+    log_file: Path | None,
+    **flags: Any,
+) -> None:
+    """Say what a mosaic would take, without reading a pixel."""
+    import tempfile  # noqa: PLC0415
+
+    from zmrs.cli.foretell import as_dict, as_text  # noqa: PLC0415
+    from zmrs.pipeline import prepare  # noqa: PLC0415
+
+    del debug, output
+    logging_to(verbose=verbose, quiet=quiet, log_file=log_file)
+    options = options_from(flags, config_file)
+    with (
+        tempfile.TemporaryDirectory(prefix="zmrs-plan-", dir=options.scratch) as folder,
+        progress_to(progress, quiet=quiet) as listener,
+    ):
+
+        def scratch() -> Path:
+            return Path(folder) / str(len(list(Path(folder).iterdir())))
+
+        prepared: Prepared = prepare(inputs, options, scratch=scratch, listener=listener)
+        scratch_bytes = sum(file.stat().st_size for file in Path(folder).iterdir())
+    if as_json:
+        click.echo(json.dumps(as_dict(prepared, scratch_bytes), indent=2))
+    else:
+        click.echo(as_text(prepared, scratch_bytes))
+
+
+@click.command()
+@click.argument("mosaic_file", type=_path, metavar="OUT.fits")
+@click.option("-o", "--output", type=_path, metavar="OUT.png",
+              help="Picture to make [default: OUT_preview.png and OUT_coverage.png]")
+@click.option("--max-side", type=click.IntRange(min=16), default=2048, metavar="PX",
+              help="Longest side of the pictures [default: 2048]")
+@click.option("--debug", is_flag=True, help="Show tracebacks")
+def preview(mosaic_file: Path, output: Path | None, max_side: int, debug: bool) -> None:
+    """Make pictures of a mosaic and of its coverage."""
+    from zmrs.report.preview import write_previews  # noqa: PLC0415
+
+    del debug
+    for picture in write_previews(mosaic_file, output, max_side=max_side):
+        click.echo(picture)
+
+
+@click.command()
+@click.option("-o", "--output", type=_path, default=Path("zmrs-demo"), metavar="DIR",
+              help="Folder for everything [default: zmrs-demo]")
+@click.option("--frames", type=click.IntRange(min=1), default=12, metavar="N",
+              help="Simulated frames [default: 12]")
+@click.option("--memory", default=None, metavar="SIZE", help="As for zmrs mosaic")
+@click.option("--debug", is_flag=True, help="Show tracebacks")
+def demo(output: Path, frames: int, memory: str | None, debug: bool) -> None:
+    """Simulate a sky and make its mosaic."""
+    from zmrs import simulate  # noqa: PLC0415
+    from zmrs.pipeline import make_mosaic  # noqa: PLC0415
+    from zmrs.plan import parse_size  # noqa: PLC0415
+    from zmrs.report.preview import write_previews  # noqa: PLC0415
+
+    del debug
+    logging_to(verbose=False, quiet=False, log_file=None)
+    folder = output / "frames"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{output}: cannot be made ({error.strerror}).") from error
+    click.echo(f"simulating {frames} frames in {folder}", err=True)
+    paths = simulate.demo_set(folder, frames)
+    options = options_table.Options(
+        memory=None if memory is None else parse_size(memory), overwrite=True
+    )
+    file = output / "mosaic.fits"
+    with progress_to("auto", quiet=False) as listener:
+        make_mosaic(paths, file, options, listener=listener)
+    picture, coverage = write_previews(file)
+    click.echo(f"mosaic    {file}\npreview   {picture}\ncoverage  {coverage}")
+
+
+@click.command()
+@click.option("--dump", is_flag=True, required=True, help="Print a TOML file of all options")
+def config(dump: bool) -> None:
+    """Show every option with its default and a comment, as TOML."""
+    del dump
+    click.echo(options_table.dump_toml())

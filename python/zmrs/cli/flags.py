@@ -1,0 +1,65 @@
+"""From the option table to command-line flags."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from zmrs import config
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from dataclasses import Field
+
+__all__ = ["job_options", "options_from", "talk_options"]
+
+
+def _flag_of(option: Field[Any]) -> Callable[[Any], Any]:
+    """The click option of one field of the table."""
+    flag = "--" + option.name.replace("_", "-")
+    metadata = option.metadata
+    text = metadata["help"]
+    if metadata["kind"] == "flag":
+        return click.option(flag, is_flag=True, default=None, help=text)
+    if isinstance(option.default, str):
+        text += f" [default: {option.default}]"
+    metavar = metadata.get("metavar") or "|".join(metadata.get("choices", ()))
+
+    def read(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Any:
+        return None if value is None else config.parse(option, value)
+
+    return click.option(flag, default=None, metavar=metavar, callback=read, help=text)
+
+
+def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command every option of the table and ``--config``."""
+    for option in reversed(fields(config.Options)):
+        command = _flag_of(option)(command)
+    return click.option(
+        "--config", "config_file", type=click.Path(path_type=Path), metavar="FILE",
+        help="TOML file with options (zmrs config --dump shows one)",
+    )(command)
+
+
+def talk_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that say how it talks."""
+    for decorate in (
+        click.option("--progress", type=click.Choice(config.PROGRESS), default="auto",
+                     envvar="ZMRS_PROGRESS", help="How progress is told [default: auto]"),
+        click.option("-v", "--verbose", is_flag=True, help="Log details too"),
+        click.option("-q", "--quiet", is_flag=True, help="Log warnings only"),
+        click.option("--debug", is_flag=True, help="Show tracebacks"),
+        click.option("--log-file", type=click.Path(path_type=Path), metavar="FILE",
+                     envvar="ZMRS_LOG_FILE", help="Write a detailed log there too"),
+    ):
+        command = decorate(command)
+    return command
+
+
+def options_from(values: Mapping[str, Any], config_file: Path | None) -> config.Options:
+    """The options of a call from its flags, the environment and the file."""
+    flags = {name: values[name] for name in config.option_names() if name in values}
+    return config.resolve(flags, config_file)

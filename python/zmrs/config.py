@@ -1,0 +1,229 @@
+"""The options of a mosaic: one table, which makes the flags, the TOML file and the docs.
+
+Priority: flag over environment variable (``ZMRS_<NAME>``) over TOML file over default.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from dataclasses import Field, dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from zmrs.errors import UsageError
+from zmrs.plan import parse_size
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+__all__ = ["COMBINES", "KERNELS", "MATCHES", "PROGRESS", "Options", "dump_toml", "resolve"]
+
+KERNELS = ("nearest", "bilinear", "bicubic", "lanczos2", "lanczos3")
+COMBINES = ("mean", "sum", "min", "max", "first", "last")
+MATCHES = ("none",)
+PROGRESS = ("auto", "bar", "json", "none")
+FRAMES = ("icrs", "galactic")
+
+
+def _option(default: Any, help_text: str, *, kind: str = "text", **more: Any) -> Any:
+    return field(default=default, metadata={"help": help_text, "kind": kind, **more})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Everything a user may decide about a mosaic.
+
+    Field names are the flags with underscores for dashes.  ``kind`` of each field's metadata
+    is how its text is read: ``flag``, ``count``, ``number``, ``size``, ``choice``, ``pair``
+    (two numbers RA,DEC), ``shape`` (WxH), ``path`` or ``text``.
+    """
+
+    memory: int | float | None = _option(
+        None, "Peak resident memory of the process: 512MiB, 2GB, or 50% of what is free"
+        " [default: 60% of the least limit]", kind="size", metavar="SIZE")
+    threads: int | None = _option(
+        None, "Worker threads [default: all processors]", kind="count", metavar="N")
+    hdu: str | None = _option(
+        None, "HDU to use, by number or name [default: the first image with a celestial WCS]",
+        metavar="N|NAME")
+    recursive: bool = _option(
+        False, "Look for inputs in subfolders too", kind="flag")
+    kernel: str = _option(
+        "bilinear", "How inputs are sampled", kind="choice", choices=KERNELS)
+    combine: str = _option(
+        "mean", "How the samples of a pixel are combined", kind="choice", choices=COMBINES)
+    match: str = _option(
+        "none", "Photometric matching of the inputs", kind="choice", choices=MATCHES)
+    wcs: str | None = _option(
+        None, "Output grid from a FITS file or a text header", kind="path", metavar="FILE")
+    scale: float | None = _option(
+        None, "Output pixel scale in arcsec [default: the finest input's]", kind="number",
+        metavar="ARCSEC")
+    center: tuple[float, float] | None = _option(
+        None, "Centre of the output in ICRS degrees [default: the inputs' centre]",
+        kind="pair", metavar="RA,DEC")
+    size: tuple[int, int] | None = _option(
+        None, "Width and height of the output in pixels [default: all inputs]", kind="shape",
+        metavar="WxH")
+    projection: str | None = _option(
+        None, "Projection of the output, a FITS code [default: TAN]", metavar="CODE")
+    frame: str | None = _option(
+        None, "Sky frame of the output [default: the first input's]", kind="choice",
+        choices=FRAMES)
+    rotate: float | None = _option(
+        None, "Position angle of the output's +y axis, degrees east of north [default: 0]",
+        kind="number", metavar="DEG")
+    max_output_pixels: int | None = _option(
+        None, "Refuse a larger output [default: 4 times the inputs, at least 250 million]",
+        kind="count", metavar="N")
+    overwrite: bool = _option(
+        False, "Replace an existing output, once the new one is complete", kind="flag")
+    strict: bool = _option(
+        False, "Stop at an input that cannot be used instead of leaving it out", kind="flag")
+    scratch: str | None = _option(
+        None, "Folder for scratch files [default: that of the output]", kind="path",
+        metavar="DIR")
+
+
+def option_names() -> list[str]:
+    """Names of all options, in order."""
+    return [option.name for option in fields(Options)]
+
+
+def parse(option: Field[Any], text: str) -> Any:
+    """The value of an option from its text.
+
+    Raises
+    ------
+    UsageError
+        One sentence that names the option and says what it takes.
+    """
+    flag = "--" + option.name.replace("_", "-")
+    kind = option.metadata["kind"]
+    try:
+        return _READERS[kind](text, option.metadata)
+    except UsageError as error:
+        raise UsageError(f"{flag}: {error}") from None
+    except ValueError:
+        raise UsageError(f"{flag}: '{text}' is not {_WANTED[kind]}.") from None
+
+
+def _read_count(text: str, _: Mapping[str, Any]) -> int:
+    count = int(text)
+    if count < 1:
+        raise ValueError
+    return count
+
+
+def _read_number(text: str, _: Mapping[str, Any]) -> float:
+    number = float(text)
+    if number != number or abs(number) == float("inf"):
+        raise ValueError
+    return number
+
+
+def _read_pair(text: str, _: Mapping[str, Any]) -> tuple[float, float]:
+    first, second = text.split(",")
+    return _read_number(first, _), _read_number(second, _)
+
+
+def _read_shape(text: str, _: Mapping[str, Any]) -> tuple[int, int]:
+    width, height = text.lower().split("x")
+    return _read_count(width, _), _read_count(height, _)
+
+
+def _read_choice(text: str, metadata: Mapping[str, Any]) -> str:
+    if text not in metadata["choices"]:
+        raise UsageError(f"'{text}' is not one of {', '.join(metadata['choices'])}.")
+    return text
+
+
+def _read_flag(text: str, _: Mapping[str, Any]) -> bool:
+    if text.lower() in ("1", "true", "yes", "on"):
+        return True
+    if text.lower() in ("0", "false", "no", "off"):
+        return False
+    raise ValueError
+
+
+_READERS = {
+    "text": lambda text, _: text,
+    "path": lambda text, _: text,
+    "size": lambda text, _: parse_size(text),
+    "count": _read_count,
+    "number": _read_number,
+    "pair": _read_pair,
+    "shape": _read_shape,
+    "choice": _read_choice,
+    "flag": _read_flag,
+}
+
+_WANTED = {
+    "count": "a whole number above 0",
+    "number": "a finite number",
+    "pair": "two numbers RA,DEC",
+    "shape": "a size WxH",
+    "flag": "true or false",
+}
+
+
+def resolve(
+    flags: Mapping[str, Any], config_file: Path | None, environ: Mapping[str, str] | None = None
+) -> Options:
+    """Options from flags (parsed, None = not given), environment and TOML file.
+
+    Raises
+    ------
+    UsageError
+        For an unknown key of the file or a value that cannot be read.
+    """
+    environ = os.environ if environ is None else environ
+    values: dict[str, Any] = {}
+    by_name = {option.name: option for option in fields(Options)}
+    for key, value in _load(config_file).items():
+        option = by_name.get(key.replace("-", "_"))
+        if option is None:
+            raise UsageError(f"{config_file}: there is no option '{key}'; see zmrs config --dump.")
+        values[option.name] = _from_toml(option, value)
+    for name, option in by_name.items():
+        text = environ.get(f"ZMRS_{name.upper()}")
+        if text is not None:
+            values[name] = parse(option, text)
+        if flags.get(name) is not None:
+            values[name] = flags[name]
+    return Options(**values)
+
+
+def _load(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path}: there is no such file.") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read as TOML ({error}).") from None
+
+
+def _from_toml(option: Field[Any], value: Any) -> Any:
+    if isinstance(value, list):
+        value = (",", "x")[option.metadata["kind"] == "shape"].join(str(item) for item in value)
+    return parse(option, str(value))
+
+
+def dump_toml() -> str:
+    """Every option with its default and a comment, as TOML."""
+    lines = ["# Options of zmrs. Remove the # of a line to set it.", ""]
+    for option in fields(Options):
+        choices = option.metadata.get("choices")
+        lines.append("# " + option.metadata["help"] + (f": {', '.join(choices)}" if choices else ""))
+        name, default = option.name.replace("_", "-"), option.default
+        if default is None:
+            lines.append(f'# {name} = "{option.metadata.get("metavar", "")}"')
+        elif isinstance(default, bool):
+            lines.append(f"{name} = {str(default).lower()}")
+        else:
+            lines.append(f'{name} = "{default}"')
+        lines.append("")
+    return "\n".join(lines)

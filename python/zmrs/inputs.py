@@ -1,0 +1,231 @@
+"""Inputs of every kind as the engine takes them: a source of stored samples and a WCS.
+
+Plain FITS files are read by the engine itself.  Compressed ones are decompressed here, by
+astropy, just before the pass; arrays of a caller are used in place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from zmrs import _zmrs
+from zmrs.errors import InputError
+from zmrs.scan import InputImage, LeftOut, Meta, Scan, Storage, scan_inputs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+__all__ = ["ArrayImage", "Image", "decompress", "gather", "source_of", "weight_of"]
+
+_DTYPES = {
+    "u1": 8,
+    "i2": 16,
+    "i4": 32,
+    "i8": 64,
+    "f4": -32,
+    "f8": -64,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayImage:
+    """An image in memory.
+
+    Attributes
+    ----------
+    name
+        What messages call it.
+    pixels
+        (C, H, W), any real dtype; NaN is invalid.
+    wcs
+        Two-dimensional celestial WCS.
+    meta, warnings
+        As for `zmrs.scan.InputImage`.
+    """
+
+    name: str
+    pixels: NDArray[Any]
+    wcs: Any
+    meta: Meta = Meta()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def channels(self) -> int:
+        """Number of planes."""
+        return int(self.pixels.shape[0])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return int(self.pixels.shape[1]), int(self.pixels.shape[2])
+
+
+Image = InputImage | ArrayImage
+
+
+def channels_of(image: Image) -> int:
+    """Number of planes of an image."""
+    return image.channels if isinstance(image, ArrayImage) else image.storage.channels
+
+
+def shape_of(image: Image) -> tuple[int, int]:
+    """(height, width) of an image."""
+    return image.shape if isinstance(image, ArrayImage) else image.storage.shape
+
+
+@dataclass
+class Gathered:
+    """Usable images in job order, the others, and warnings about the whole."""
+
+    images: list[Image]
+    left_out: list[LeftOut]
+    warnings: list[str]
+
+
+def gather(inputs: Iterable[Any], *, hdu: str | None, recursive: bool) -> Gathered:
+    """Images from paths, HDUs, ``(array, wcs)`` pairs and ``NDData``, in the order given."""
+    number = int(hdu) if hdu is not None and hdu.lstrip("+").isdigit() else hdu
+    found = Gathered([], [], [])
+    paths: list[str] = []
+
+    def flush() -> None:
+        if paths:
+            scan: Scan = scan_inputs(paths, number, recursive)
+            found.images += scan.images
+            found.left_out += scan.left_out
+            found.warnings += scan.warnings
+            paths.clear()
+
+    for position, item in enumerate(inputs, start=1):
+        if isinstance(item, str | Path):
+            paths.append(str(item))
+        else:
+            flush()
+            found.images.append(_from_object(item, f"input {position}"))
+    flush()
+    return found
+
+
+def _from_object(item: Any, name: str) -> ArrayImage:
+    """An image from a pair, an HDU or an NDData."""
+    mask, meta = None, Meta()
+    if isinstance(item, tuple) and len(item) == 2:
+        pixels, wcs = item
+    elif hasattr(item, "header") and hasattr(item, "data"):
+        from astropy.wcs import WCS  # noqa: PLC0415  (late: 0.3 s)
+
+        pixels, wcs = item.data, WCS(item.header)
+        meta = Meta(exptime=item.header.get("EXPTIME"), filter=item.header.get("FILTER"))
+    elif hasattr(item, "wcs") and hasattr(item, "data"):
+        pixels, wcs, mask = item.data, item.wcs, getattr(item, "mask", None)
+    else:
+        raise InputError(
+            f"{name}: a {type(item).__name__} is no image; give a path, an HDU, an (array, wcs) "
+            "pair or an NDData."
+        )
+    if pixels is None or wcs is None or not getattr(wcs, "has_celestial", False):
+        raise InputError(f"{name}: it lacks pixels or a celestial WCS; give it both.")
+    pixels = np.asarray(pixels)
+    if mask is not None:
+        pixels = np.where(mask, np.nan, pixels).astype(np.float32)
+    pixels = _planes(pixels, name)
+    return ArrayImage(name, pixels, wcs.celestial if wcs.naxis > 2 else wcs, meta)
+
+
+def _planes(pixels: NDArray[Any], name: str) -> NDArray[Any]:
+    """(C, H, W) from an array with axes of length 1 dropped."""
+    shape = pixels.shape
+    outer = tuple(n for n in shape[:-2] if n != 1)
+    if pixels.ndim < 2 or len(outer) > 1 or 0 in shape or pixels.dtype.kind not in "uif":
+        raise InputError(
+            f"{name}: an array of shape {shape} and type {pixels.dtype} is no image; give real "
+            "numbers of shape (H, W) or (C, H, W)."
+        )
+    return pixels.reshape((*(outer or (1,)), *shape[-2:]))
+
+
+def source_of(image: Image) -> _zmrs.Source:
+    """The engine's view of an image; that of a compressed one gets its pixels later."""
+    if isinstance(image, ArrayImage):
+        return _memory_source(image.pixels)
+    store = image.storage
+    shape, scale = (store.channels, *store.shape), (store.bscale, store.bzero)
+    if store.compressed:
+        return _zmrs.Source.deferred(store.bitpix, shape, scale, store.blank)
+    path = str(Path(store.path).resolve())
+    return _zmrs.Source.file(path, store.offset, store.bitpix, shape, scale, store.blank)
+
+
+def weight_of(weight: Any, image: Image) -> tuple[float, _zmrs.Source | None]:
+    """Scalar weight and weight map from what a caller gave for one image."""
+    if weight is None:
+        return 1.0, None
+    if np.ndim(weight) == 0:
+        scalar = float(weight)
+        if not (np.isfinite(scalar) and scalar > 0):
+            raise InputError(f"{image.name}: its weight is {weight}; give one above 0.")
+        return scalar, None
+    weights = np.asarray(weight)
+    if weights.shape != shape_of(image):
+        raise InputError(
+            f"{image.name}: its weights have the shape {weights.shape}, its pixels "
+            f"{shape_of(image)}; give them the same."
+        )
+    return 1.0, _memory_source(weights[np.newaxis])
+
+
+def _memory_source(pixels: NDArray[Any]) -> _zmrs.Source:
+    native = pixels.dtype.newbyteorder("=")
+    code = f"{native.kind}{native.itemsize}"
+    if code not in _DTYPES:
+        # What has no BITPIX: half floats and unsigned integers, none of which needs a double
+        # but the 32-bit ones.
+        code = "f4" if native.itemsize <= 2 else "f8"
+        native = np.dtype(code)
+    pixels = np.ascontiguousarray(pixels, dtype=native)
+    return _zmrs.Source.memory(_as_bytes(pixels), _DTYPES[code], pixels.shape)
+
+
+def _as_bytes(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    return pixels.reshape(-1).view(np.uint8)
+
+
+def decompress(store: Storage) -> NDArray[np.uint8]:
+    """The stored samples of a compressed image, in this machine's byte order, as bytes."""
+    from astropy.io import fits  # noqa: PLC0415  (late: 0.3 s)
+
+    code = next(code for code, bitpix in _DTYPES.items() if bitpix == store.bitpix)
+    try:
+        with fits.open(
+            store.path, memmap=False, do_not_scale_image_data=True, lazy_load_hdus=True
+        ) as hdus:
+            pixels = hdus[store.hdu].data
+            pixels = np.ascontiguousarray(pixels, dtype=np.dtype(code))
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(
+            f"{store.path}: cannot be decompressed ({error}); the file is damaged, get it anew."
+        ) from error
+    return _as_bytes(pixels)
+
+
+def check_channels(images: Sequence[Image]) -> int:
+    """The number of channels that all images share.
+
+    Raises
+    ------
+    InputError
+        When they differ; the message names one of each kind.
+    """
+    kinds: dict[int, str] = {}
+    for image in images:
+        kinds.setdefault(channels_of(image), image.name)
+    if len(kinds) > 1:
+        each = ", ".join(f"{name} has {count}" for count, name in sorted(kinds.items()))
+        raise InputError(f"the inputs differ in their number of channels: {each}; mosaic one kind.")
+    return next(iter(kinds))

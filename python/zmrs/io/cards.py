@@ -1,0 +1,164 @@
+"""Header and tables of a mosaic, from what the job knows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from astropy.io.fits import BinTableHDU, Header
+
+    from zmrs.scan import Meta
+
+__all__ = ["InputRow", "coverage_header", "inputs_table", "primary_header"]
+
+
+class InputRow:
+    """What became of one input: a row of the ``INPUTS`` table.
+
+    Attributes
+    ----------
+    name, status, reason
+        The input, ``used`` or ``left_out``, and why (empty when used).
+    weight
+        Its weight as a whole.
+    gain, offset
+        (C,) photometric factor and term.
+    two_pass_gain
+        Factor of the coverage renormalisation; 1 without one.
+    n_samples
+        Output pixels to which it contributed.
+    geometry_error_px
+        Largest measured error of its coordinates; NaN when it was left out before.
+    exposure_s
+        Exposure time in seconds; NaN where it does not say.
+    rejected_fraction
+        Share of its samples that a rejecting combine dropped; 0 without one.
+    """
+
+    def __init__(self, name: str, channels: int, reason: str = "") -> None:
+        self.name = name
+        self.status = "left_out" if reason else "used"
+        self.reason = reason
+        self.weight = 1.0
+        self.gain = [1.0] * channels
+        self.offset = [0.0] * channels
+        self.two_pass_gain = 1.0
+        self.n_samples = 0
+        self.geometry_error_px = float("nan")
+        self.exposure_s = float("nan")
+        self.rejected_fraction = 0.0
+
+    def leave_out(self, reason: str) -> None:
+        """The input turned out to be of no use."""
+        self.status, self.reason = "left_out", reason
+
+
+def primary_header(
+    channels: int,
+    shape: tuple[int, int],
+    wcs_cards: Sequence[tuple[str, Any, str]],
+    metas: Sequence[Meta],
+    software: Sequence[tuple[str, Any, str]],
+) -> Header:
+    """Header of the mosaic.
+
+    `metas` are those of the inputs used; `software` are the cards that say what was done.
+    """
+    header = _image_header("SIMPLE", channels, shape)
+    for keyword, value, comment in [*wcs_cards, *_inherited(metas), *software]:
+        header[keyword] = (value, comment)
+    return header
+
+
+def coverage_header(shape: tuple[int, int], wcs_cards: Sequence[tuple[str, Any, str]]) -> Header:
+    """Header of the coverage plane."""
+    header = _image_header("XTENSION", 1, shape)
+    header["EXTNAME"] = ("COVERAGE", "sum of weights of the valid inputs")
+    for keyword, value, comment in wcs_cards:
+        header[keyword] = (value, comment)
+    return header
+
+
+def _image_header(first: str, channels: int, shape: tuple[int, int]) -> Header:
+    from astropy.io.fits import Header  # noqa: PLC0415  (late: 0.3 s)
+
+    header = Header()
+    value = True if first == "SIMPLE" else "IMAGE   "
+    header[first] = (value, "FITS standard 4.0" if first == "SIMPLE" else "image extension")
+    axes = [shape[1], shape[0]] + ([channels] if channels > 1 else [])
+    header["BITPIX"] = (-32, "IEEE single precision")
+    header["NAXIS"] = (len(axes), "")
+    for number, length in enumerate(axes, start=1):
+        header[f"NAXIS{number}"] = (length, "")
+    if first == "SIMPLE":
+        header["EXTEND"] = (True, "")
+    else:
+        header["PCOUNT"] = (0, "")
+        header["GCOUNT"] = (1, "")
+    return header
+
+
+def _inherited(metas: Sequence[Meta]) -> list[tuple[str, Any, str]]:
+    """Cards that follow from the inputs' own headers."""
+    cards: list[tuple[str, Any, str]] = [
+        ("NCOMBINE", len(metas), "images combined"),
+        ("STACKCNT", sum(meta.stackcnt for meta in metas), "single exposures in them"),
+    ]
+    exposures = [meta.exptime for meta in metas if meta.exptime is not None]
+    if exposures:
+        cards.append(("EXPTOTAL", float(sum(exposures)), "[s] sum of all exposure times"))
+    for keyword, pick, comment in (
+        ("DATE-OBS", min, "start of the first exposure"),
+        ("DATE-END", max, "end of the last exposure"),
+        ("MJD-OBS", min, "[d] start of the first exposure"),
+    ):
+        attribute = keyword.lower().replace("-", "_")
+        values = [v for meta in metas if (v := getattr(meta, attribute)) is not None]
+        if values:
+            cards.append((keyword, pick(values), comment))
+    for keyword in ("BUNIT", "FILTER", "OBJECT", "TELESCOP", "INSTRUME"):
+        values = {getattr(meta, keyword.lower()) for meta in metas}
+        if len(values) == 1 and (value := values.pop()):
+            cards.append((keyword, value, ""))
+    return cards
+
+
+def inputs_table(rows: Sequence[InputRow], channels: int) -> BinTableHDU:
+    """The ``INPUTS`` extension: a row an input."""
+    from astropy.io import fits  # noqa: PLC0415
+
+    def text(values: list[str]) -> tuple[str, Any]:
+        raw = [value.encode("ascii", "replace") for value in values]
+        return f"{max(max(map(len, raw), default=1), 1)}A", np.array(raw)
+
+    def vector(values: list[list[float]]) -> tuple[str, Any]:
+        return f"{channels}D", np.array(values, dtype=float).reshape(len(rows), channels)
+
+    def double(values: list[float]) -> tuple[str, Any]:
+        return "D", np.array(values, dtype=float)
+
+    columns = {
+        "NAME": (*text([row.name for row in rows]), None),
+        "STATUS": (*text([row.status for row in rows]), None),
+        "REASON": (*text([row.reason for row in rows]), None),
+        "WEIGHT": (*double([row.weight for row in rows]), None),
+        "GAIN": (*vector([row.gain for row in rows]), None),
+        "OFFSET": (*vector([row.offset for row in rows]), None),
+        "TWOPGAIN": (*double([row.two_pass_gain for row in rows]), None),
+        "NPIX": ("K", np.array([row.n_samples for row in rows], dtype=np.int64), None),
+        "GEOMERR": (*double([row.geometry_error_px for row in rows]), "pix"),
+        "EXPTIME": (*double([row.exposure_s for row in rows]), "s"),
+        "REJFRAC": (*double([row.rejected_fraction for row in rows]), None),
+    }
+    table = fits.BinTableHDU.from_columns(
+        [
+            fits.Column(name=name, format=form, array=array, unit=unit)
+            for name, (form, array, unit) in columns.items()
+        ],
+        name="INPUTS",
+    )
+    return table

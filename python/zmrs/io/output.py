@@ -1,0 +1,201 @@
+"""The output file: made under a temporary name, filled by the engine, renamed when complete."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zmrs.errors import DiskFullError, OutputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from types import TracebackType
+
+    from astropy.io.fits import Header
+
+__all__ = ["MosaicFile", "check_output", "data_bytes"]
+
+_BLOCK = 2880
+_CARD = 80
+_SPARE_CARDS = 12
+# Waiting for the disk would cost a short run more than making it again after a power cut.
+_DURABLE_AFTER_S = 30.0
+_SAMPLE_BYTES = 4
+
+
+def check_output(path: Path, inputs: Sequence[str], *, overwrite: bool) -> None:
+    """Refuse an output that cannot be made, before any work.
+
+    Raises
+    ------
+    OutputError
+        The folder is missing or read-only, the file exists and `overwrite` is not given, or it
+        is one of the inputs.
+    """
+    folder = path.parent
+    if not folder.is_dir():
+        raise OutputError(f"{path}: its folder does not exist; make it first.")
+    if path.is_dir():
+        raise OutputError(f"{path}: this is a folder; name a file in it.")
+    for name in inputs:
+        with contextlib.suppress(OSError):
+            if path.samefile(name):
+                raise OutputError(f"{path}: the output is one of the inputs; name another.")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path}: exists already; name another output or give --overwrite.")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise DiskFullError(f"{path}: the disk is full; free some space.") from error
+        raise OutputError(f"{path}: its folder cannot be written ({error.strerror}).") from error
+
+
+def data_bytes(planes: int, shape: tuple[int, int]) -> int:
+    """Bytes of the data unit of an image of float32 planes, padding included."""
+    size = planes * shape[0] * shape[1] * _SAMPLE_BYTES
+    return -(-size // _BLOCK) * _BLOCK
+
+
+class MosaicFile:
+    """A mosaic while it is written.
+
+    A context manager: leaving it without `commit` removes the temporary file.
+
+    Parameters
+    ----------
+    path
+        The final name.
+    channels, shape
+        Planes of the image, and (H, W).
+    primary, coverage
+        Headers of the two images.  `commit` replaces the primary one, once all is known, by one
+        that may have a few cards more.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        channels: int,
+        shape: tuple[int, int],
+        primary: Header,
+        coverage: Header,
+    ) -> None:
+        self.path = path
+        self._began = time.monotonic()
+        primary_bytes = _to_bytes(primary, spare_cards=_SPARE_CARDS)
+        coverage_bytes = _to_bytes(coverage)
+        self._header_bytes = image_at = len(primary_bytes)
+        coverage_header_at = image_at + data_bytes(channels, shape)
+        coverage_at = coverage_header_at + len(coverage_bytes)
+        self._end = coverage_at + data_bytes(1, shape)
+        plane_bytes = shape[0] * shape[1] * _SAMPLE_BYTES
+        self.offsets = [image_at + k * plane_bytes for k in range(channels)] + [coverage_at]
+        self._check_space()
+        with _reported(path):
+            handle, name = tempfile.mkstemp(
+                dir=path.parent, prefix=f".{path.name}.", suffix=".part"
+            )
+            self.temporary = Path(name)
+            self._file = os.fdopen(handle, "r+b")
+            try:
+                self._file.truncate(self._end)
+                self._file.write(primary_bytes)
+                self._file.seek(coverage_header_at)
+                self._file.write(coverage_bytes)
+                self._file.flush()
+            except BaseException:
+                self._discard()
+                raise
+
+    def _check_space(self) -> None:
+        """A disk that cannot hold the output is better found full now than hours later."""
+        try:
+            status = os.statvfs(self.path.parent)
+        except (AttributeError, OSError):
+            return
+        free = status.f_bavail * status.f_frsize
+        if free < self._end:
+            raise DiskFullError(
+                f"{self.path}: the disk is full: {self._end >> 20} MiB are needed and "
+                f"{free >> 20} MiB are free; free some space or name another folder."
+            )
+
+    def commit(self, primary: Header, tables: Sequence[Any]) -> None:
+        """Finish the header, append the tables (HDUs), and give the file its final name."""
+        header = _to_bytes(primary, size=self._header_bytes)
+        with _reported(self.path):
+            self._file.seek(0)
+            self._file.write(header)
+            self._file.seek(self._end)
+            for table in tables:
+                _append(self._file, table)
+            self._file.flush()
+            if time.monotonic() - self._began > _DURABLE_AFTER_S:
+                os.fsync(self._file.fileno())
+            self._file.close()
+            # mkstemp makes files private; an output gets what the umask grants.
+            self.temporary.chmod(0o666 & ~_umask())
+            self.temporary.replace(self.path)
+
+    def __enter__(self) -> MosaicFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._discard()
+
+    def _discard(self) -> None:
+        self._file.close()
+        self.temporary.unlink(missing_ok=True)
+
+
+def _to_bytes(header: Header, *, spare_cards: int = 0, size: int | None = None) -> bytes:
+    """A header as it stands in a file, with blank cards before its end to fill `size` bytes."""
+    text: str = header.tostring(sep="", endcard=False, padding=False)
+    if size is None:
+        size = -(-(len(text) + (spare_cards + 1) * _CARD) // _BLOCK) * _BLOCK
+    if len(text) + _CARD > size:
+        raise ValueError("the final header has outgrown its place")
+    return (text.ljust(size - _CARD) + "END".ljust(_CARD)).encode("ascii")
+
+
+def _append(file: Any, table: Any) -> None:
+    """Write an HDU at the present end of the file."""
+    from astropy.io import fits  # noqa: PLC0415  (imported long before, with astropy.wcs)
+
+    # astropy writes whole HDU lists: the empty primary that it insists on is left out.
+    import io  # noqa: PLC0415
+
+    buffer = io.BytesIO()
+    fits.HDUList([fits.PrimaryHDU(), table]).writeto(buffer, output_verify="fix")
+    file.write(buffer.getvalue()[_BLOCK:])
+
+
+@contextlib.contextmanager
+def _reported(path: Path) -> Iterator[None]:
+    """System errors of writing as errors of zmrs."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError(
+                f"{path}: the disk is full; free some space and run the command again."
+            ) from error
+        raise OutputError(f"{path}: cannot be written ({error.strerror}).") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
