@@ -182,7 +182,9 @@ impl Clip {
     fn along(&self, map: &[[f64; 4]; 2], offset: i32, step: f64, len: usize, run: &mut Run) {
         run.len = len;
         let [a, b] = map;
-        for k in 0..len {
+        // Always a full run: a loop of known length has no remainder, and what lies beyond `len`
+        // is clamped like everything else.
+        for k in 0..RUN {
             let u = f64::from(offset + k as i32) * step;
             let x = ((a[3] * u + a[2]) * u + a[1]) * u + a[0];
             let y = ((b[3] * u + b[2]) * u + b[1]) * u + b[0];
@@ -195,7 +197,8 @@ impl Clip {
     fn listed(&self, coordinates: &[f64], run: &mut Run) {
         let (pairs, _) = coordinates.as_chunks::<2>();
         run.len = pairs.len();
-        for (k, &[x, y]) in pairs.iter().enumerate() {
+        for k in 0..RUN {
+            let [x, y] = pairs.get(k).copied().unwrap_or([f64::NAN; 2]);
             (run.index[k], run.fx[k], run.fy[k]) = self.position(x, y);
         }
     }

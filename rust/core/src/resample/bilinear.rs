@@ -6,7 +6,7 @@ use super::{LEAST_TAP, Plane, RUN, Run};
 #[inline(always)]
 pub fn sample(plane: Plane, run: &Run, out: &mut [f32; RUN]) {
     let mut invalid = false;
-    for i in 0..run.len {
+    for i in 0..RUN {
         let [a, b, c, d] = corners(plane, run.index[i] as usize);
         let (fx, fy) = (run.fx[i], run.fy[i]);
         let top = a + fx * (b - a);
@@ -27,11 +27,17 @@ pub fn sample(plane: Plane, run: &Run, out: &mut [f32; RUN]) {
 #[inline(always)]
 fn corners(plane: Plane, index: usize) -> [f32; 4] {
     debug_assert!(index + plane.stride + 1 < plane.pixels.len());
-    // SAFETY: a run names only pixels that have a neighbour to the right and below in the plane.
-    unsafe {
-        let at = |k: usize| *plane.pixels.get_unchecked(index + k);
-        [at(0), at(1), at(plane.stride), at(plane.stride + 1)]
-    }
+    // Two neighbours at once, as one 64-bit value: half as many loads to gather.
+    let pair = |first: usize| {
+        // SAFETY: a run names only pixels that have a neighbour to the right and below in the
+        // plane.
+        let both = unsafe { plane.pixels.as_ptr().add(first).cast::<u64>().read_unaligned() };
+        let (low, high) = (f32::from_bits(both as u32), f32::from_bits((both >> 32) as u32));
+        if cfg!(target_endian = "little") { (low, high) } else { (high, low) }
+    };
+    let (a, b) = pair(index);
+    let (c, d) = pair(index + plane.stride);
+    [a, b, c, d]
 }
 
 /// The sample with its pixels of no weight left out; NaN if one of weight is invalid.

@@ -4,6 +4,10 @@
 //! exact for the cubic, a Chebyshev interpolant good to single precision for Lanczos. That
 //! vectorises, and gives the same bits with every instruction set.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+mod native;
+
 use std::f64::consts::PI;
 
 use super::{Kernel, LEAST_TAP, Plane, RUN, Run};
@@ -96,50 +100,57 @@ fn interpolate(f: impl Fn(f64) -> f64) -> [f64; DEGREE + 1] {
     powers
 }
 
+/// The taps of a run, one row a tap.
+pub struct Taps<const N: usize> {
+    across: [[f32; RUN]; N],
+    down: [[f32; RUN]; N],
+    /// What a sample is divided by: the sum of its products of taps.
+    totals: [f32; RUN],
+}
+
 /// Values of `N` × `N` pixels around each position, weighted.
 #[inline(always)]
 pub fn sample<const N: usize>(table: &TapTable, plane: Plane, run: &Run, out: &mut [f32; RUN]) {
-    let (mut across, mut down) = ([[0.0; RUN]; N], [[0.0; RUN]; N]);
-    table.taps(&run.fx, &mut across);
-    table.taps(&run.fy, &mut down);
-    let reach = (N / 2 - 1) * (plane.stride + 1);
-    for i in 0..run.len {
-        let first = run.index[i] as usize - reach;
-        // Columns first, eight at once (the last two are read but not used), then along the row.
-        let mut columns = [0.0_f32; 8];
-        let mut sum_down = 0.0;
-        for (k, weights) in down.iter().enumerate() {
-            let row = pixels(plane, first + k * plane.stride);
-            for (column, pixel) in columns.iter_mut().zip(row) {
-                *column += weights[i] * pixel;
-            }
-            sum_down += weights[i];
-        }
-        let (mut value, mut sum_across) = (0.0, 0.0);
-        for (weights, column) in across.iter().zip(columns) {
-            value += weights[i] * column;
-            sum_across += weights[i];
-        }
-        out[i] = value / (sum_across * sum_down);
+    let mut taps = Taps { across: [[0.0; RUN]; N], down: [[0.0; RUN]; N], totals: [0.0; RUN] };
+    table.taps(&run.fx, &mut taps.across);
+    table.taps(&run.fy, &mut taps.down);
+    for i in 0..RUN {
+        taps.totals[i] = sum_of(&taps.across, i) * sum_of(&taps.down, i);
     }
-    for i in 0..run.len {
-        if out[i].is_nan() && !run.fx[i].is_nan() {
-            let taps = std::array::from_fn(|k| (across[k][i], down[k][i]));
-            out[i] = careful::<N>(plane, run.index[i] as usize - reach, taps);
+    #[cfg(target_arch = "x86_64")]
+    if crate::cpu::level() == crate::cpu::Level::Baseline {
+        native::weigh(plane, run, &taps, out);
+    } else {
+        // SAFETY: every level above the baseline has AVX2.
+        unsafe { avx2::weigh(plane, run, &taps, out) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    native::weigh(plane, run, &taps, out);
+
+    if out.iter().any(|value| value.is_nan()) {
+        for i in 0..run.len {
+            if out[i].is_nan() && !run.fx[i].is_nan() {
+                let pairs = std::array::from_fn(|k| (taps.across[k][i], taps.down[k][i]));
+                out[i] = careful::<N>(plane, first_tap::<N>(plane, run, i), pairs);
+            }
         }
     }
 }
 
 #[inline(always)]
-fn pixels(plane: Plane<'_>, first: usize) -> &[f32; 8] {
-    debug_assert!(first + 8 <= plane.pixels.len());
-    // SAFETY: a run names only pixels that have `radius` neighbours on each side in the plane, and
-    // eight values follow its last row.
-    unsafe { &*plane.pixels.as_ptr().add(first).cast() }
+fn sum_of<const N: usize>(taps: &[[f32; RUN]; N], i: usize) -> f32 {
+    taps.iter().fold(0.0, |sum, weights| sum + weights[i])
+}
+
+/// Index of the first pixel under the taps of a position.
+#[inline(always)]
+fn first_tap<const N: usize>(plane: Plane, run: &Run, i: usize) -> usize {
+    run.index[i] as usize - (N / 2 - 1) * (plane.stride + 1)
 }
 
 /// The sample from its valid taps alone; NaN if one of the inner four that has weight is invalid.
 #[cold]
+#[inline(never)]
 fn careful<const N: usize>(plane: Plane, first: usize, taps: [(f32, f32); N]) -> f32 {
     let inner = N / 2 - 1..=N / 2;
     let (mut sum, mut total) = (0.0, 0.0);
@@ -200,6 +211,35 @@ mod tests {
         let mut out = [0.0; RUN];
         super::super::sample(kernel, &TapTable::new(kernel), plane, &run, &mut out);
         out[0]
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn instruction_sets_agree_bit_for_bit() {
+        if crate::cpu::level() == crate::cpu::Level::Baseline {
+            return; // there is only one on this processor
+        }
+        let mut seed = 7_u32;
+        let mut random = || {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            seed as f32 / u32::MAX as f32
+        };
+        let pixels: Vec<f32> = (0..4096).map(|_| 1e3 * random()).collect();
+        let plane = Plane { pixels: &pixels, stride: 50 };
+        let mut run = Run { len: RUN, ..Run::default() };
+        for i in 0..RUN {
+            run.index[i] = 200 + (3000.0 * random()) as u32;
+            (run.fx[i], run.fy[i]) = (random(), random());
+        }
+        let table = TapTable::new(Kernel::Lanczos3);
+        let mut taps = Taps { across: [[0.0; RUN]; 6], down: [[0.0; RUN]; 6], totals: [1.5; RUN] };
+        table.taps(&run.fx, &mut taps.across);
+        table.taps(&run.fy, &mut taps.down);
+        let (mut plain, mut wide) = ([0.0; RUN], [0.0; RUN]);
+        native::weigh(plane, &run, &taps, &mut plain);
+        // SAFETY: every level above the baseline has AVX2.
+        unsafe { avx2::weigh(plane, &run, &taps, &mut wide) };
+        assert_eq!(plain.map(f32::to_bits), wide.map(f32::to_bits));
     }
 
     #[test]
