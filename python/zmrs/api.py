@@ -85,7 +85,9 @@ def mosaic(
         One of its subclasses, with one sentence; nothing is left behind.
     """
     for name, value, known in (
-        ("kernel", kernel, KERNELS), ("combine", combine, COMBINES), ("match", match, MATCHES)
+        ("kernel", kernel, KERNELS),
+        ("combine", combine, COMBINES),
+        ("match", match, MATCHES),
     ):
         if value not in known:
             raise UsageError(f"{name}: '{value}' is not one of {', '.join(known)}.")
@@ -94,8 +96,13 @@ def mosaic(
     given_plan = None if plan is None else Plan.from_phase5(plan)
     chosen = Options(
         memory=parse_size(memory) if isinstance(memory, str) else memory,
-        threads=threads, kernel=kernel, combine=combine, match=match, overwrite=overwrite,
-        wcs=wcs if isinstance(wcs, str) else None, **options,
+        threads=threads,
+        kernel=kernel,
+        combine=combine,
+        match=match,
+        overwrite=overwrite,
+        wcs=wcs if isinstance(wcs, str) else None,
+        **options,
     )
     grid = None
     if wcs is not None and not isinstance(wcs, str | Path):

@@ -5,6 +5,7 @@ Priority: flag over environment variable (``ZMRS_<NAME>``) over TOML file over d
 
 from __future__ import annotations
 
+import math
 import os
 import tomllib
 from dataclasses import Field, dataclass, field, fields
@@ -40,50 +41,76 @@ class Options:
     """
 
     memory: int | float | None = _option(
-        None, "Peak resident memory of the process: 512MiB, 2GB, or 50% of what is free"
-        " [default: 60% of the least limit]", kind="size", metavar="SIZE")
+        None,
+        "Peak resident memory of the process: 512MiB, 2GB, or 50% of what is free"
+        " [default: 60% of the least limit]",
+        kind="size",
+        metavar="SIZE",
+    )
     threads: int | None = _option(
-        None, "Worker threads [default: all processors]", kind="count", metavar="N")
+        None, "Worker threads [default: all processors]", kind="count", metavar="N"
+    )
     hdu: str | None = _option(
-        None, "HDU to use, by number or name [default: the first image with a celestial WCS]",
-        metavar="N|NAME")
-    recursive: bool = _option(
-        False, "Look for inputs in subfolders too", kind="flag")
-    kernel: str = _option(
-        "bilinear", "How inputs are sampled", kind="choice", choices=KERNELS)
+        None,
+        "HDU to use, by number or name [default: the first image with a celestial WCS]",
+        metavar="N|NAME",
+    )
+    recursive: bool = _option(False, "Look for inputs in subfolders too", kind="flag")
+    kernel: str = _option("bilinear", "How inputs are sampled", kind="choice", choices=KERNELS)
     combine: str = _option(
-        "mean", "How the samples of a pixel are combined", kind="choice", choices=COMBINES)
+        "mean", "How the samples of a pixel are combined", kind="choice", choices=COMBINES
+    )
     match: str = _option(
-        "none", "Photometric matching of the inputs", kind="choice", choices=MATCHES)
+        "none", "Photometric matching of the inputs", kind="choice", choices=MATCHES
+    )
     wcs: str | None = _option(
-        None, "Output grid from a FITS file or a text header", kind="path", metavar="FILE")
+        None, "Output grid from a FITS file or a text header", kind="path", metavar="FILE"
+    )
     scale: float | None = _option(
-        None, "Output pixel scale in arcsec [default: the finest input's]", kind="number",
-        metavar="ARCSEC")
+        None,
+        "Output pixel scale in arcsec [default: the finest input's]",
+        kind="number",
+        metavar="ARCSEC",
+    )
     center: tuple[float, float] | None = _option(
-        None, "Centre of the output in ICRS degrees [default: the inputs' centre]",
-        kind="pair", metavar="RA,DEC")
+        None,
+        "Centre of the output in ICRS degrees [default: the inputs' centre]",
+        kind="pair",
+        metavar="RA,DEC",
+    )
     size: tuple[int, int] | None = _option(
-        None, "Width and height of the output in pixels [default: all inputs]", kind="shape",
-        metavar="WxH")
+        None,
+        "Width and height of the output in pixels [default: all inputs]",
+        kind="shape",
+        metavar="WxH",
+    )
     projection: str | None = _option(
-        None, "Projection of the output, a FITS code [default: TAN]", metavar="CODE")
+        None, "Projection of the output, a FITS code [default: TAN]", metavar="CODE"
+    )
     frame: str | None = _option(
-        None, "Sky frame of the output [default: the first input's]", kind="choice",
-        choices=FRAMES)
+        None, "Sky frame of the output [default: the first input's]", kind="choice", choices=FRAMES
+    )
     rotate: float | None = _option(
-        None, "Position angle of the output's +y axis, degrees east of north [default: 0]",
-        kind="number", metavar="DEG")
+        None,
+        "Position angle of the output's +y axis, degrees east of north [default: 0]",
+        kind="number",
+        metavar="DEG",
+    )
     max_output_pixels: int | None = _option(
-        None, "Refuse a larger output [default: 4 times the inputs, at least 250 million]",
-        kind="count", metavar="N")
+        None,
+        "Refuse a larger output [default: 4 times the inputs, at least 250 million]",
+        kind="count",
+        metavar="N",
+    )
     overwrite: bool = _option(
-        False, "Replace an existing output, once the new one is complete", kind="flag")
+        False, "Replace an existing output, once the new one is complete", kind="flag"
+    )
     strict: bool = _option(
-        False, "Stop at an input that cannot be used instead of leaving it out", kind="flag")
+        False, "Stop at an input that cannot be used instead of leaving it out", kind="flag"
+    )
     scratch: str | None = _option(
-        None, "Folder for scratch files [default: that of the output]", kind="path",
-        metavar="DIR")
+        None, "Folder for scratch files [default: that of the output]", kind="path", metavar="DIR"
+    )
 
 
 def option_names() -> list[str]:
@@ -91,22 +118,31 @@ def option_names() -> list[str]:
     return [option.name for option in fields(Options)]
 
 
-def parse(option: Field[Any], text: str) -> Any:
+def parse(option: Field[Any], text: str, origin: str = "") -> Any:
     """The value of an option from its text.
+
+    Parameters
+    ----------
+    option
+        A field of `Options`.
+    text
+        As the user wrote it.
+    origin
+        Where the user wrote it, for messages; empty is the flag.
 
     Raises
     ------
     UsageError
         One sentence that names the option and says what it takes.
     """
-    flag = "--" + option.name.replace("_", "-")
+    origin = origin or "--" + option.name.replace("_", "-")
     kind = option.metadata["kind"]
     try:
         return _READERS[kind](text, option.metadata)
     except UsageError as error:
-        raise UsageError(f"{flag}: {error}") from None
+        raise UsageError(f"{origin}: {error}") from None
     except ValueError:
-        raise UsageError(f"{flag}: '{text}' is not {_WANTED[kind]}.") from None
+        raise UsageError(f"{origin}: '{text}' is not {_WANTED[kind]}.") from None
 
 
 def _read_count(text: str, _: Mapping[str, Any]) -> int:
@@ -118,7 +154,7 @@ def _read_count(text: str, _: Mapping[str, Any]) -> int:
 
 def _read_number(text: str, _: Mapping[str, Any]) -> float:
     number = float(text)
-    if number != number or abs(number) == float("inf"):
+    if not math.isfinite(number):
         raise ValueError
     return number
 
@@ -185,11 +221,12 @@ def resolve(
         option = by_name.get(key.replace("-", "_"))
         if option is None:
             raise UsageError(f"{config_file}: there is no option '{key}'; see zmrs config --dump.")
-        values[option.name] = _from_toml(option, value)
+        values[option.name] = _from_toml(option, value, f"{config_file}: {key}")
     for name, option in by_name.items():
-        text = environ.get(f"ZMRS_{name.upper()}")
+        variable = f"ZMRS_{name.upper()}"
+        text = environ.get(variable)
         if text is not None:
-            values[name] = parse(option, text)
+            values[name] = parse(option, text, variable)
         if flags.get(name) is not None:
             values[name] = flags[name]
     return Options(**values)
@@ -206,10 +243,10 @@ def _load(path: Path | None) -> dict[str, Any]:
         raise UsageError(f"{path}: cannot be read as TOML ({error}).") from None
 
 
-def _from_toml(option: Field[Any], value: Any) -> Any:
+def _from_toml(option: Field[Any], value: Any, origin: str) -> Any:
     if isinstance(value, list):
         value = (",", "x")[option.metadata["kind"] == "shape"].join(str(item) for item in value)
-    return parse(option, str(value))
+    return parse(option, str(value), origin)
 
 
 def dump_toml() -> str:
@@ -217,7 +254,8 @@ def dump_toml() -> str:
     lines = ["# Options of zmrs. Remove the # of a line to set it.", ""]
     for option in fields(Options):
         choices = option.metadata.get("choices")
-        lines.append("# " + option.metadata["help"] + (f": {', '.join(choices)}" if choices else ""))
+        meaning = option.metadata["help"]
+        lines.append(f"# {meaning}: {', '.join(choices)}" if choices else f"# {meaning}")
         name, default = option.name.replace("_", "-"), option.default
         if default is None:
             lines.append(f'# {name} = "{option.metadata.get("metavar", "")}"')

@@ -2,29 +2,34 @@
 
 ``astropy.wcs`` is asked only at the nodes of a coarse grid over the input's footprint; between
 them the engine interpolates.  The error of that is *measured* here, at cell centres and at seeded
-random points, and the spacing halved until it is within the bound.  Cells for which no spacing
-does (the edge of a projection, look-up tables) keep exact coordinates, pixel by pixel, in a
-scratch file, so that the bound holds for every pixel and no memory is needed for it.
+random points, more closely where it is not negligible, and the spacing halved until it is within
+the bound.  Cells for which no spacing does (the edge of a projection, a seam, look-up tables) keep
+exact coordinates, pixel by pixel, in a scratch file, so that the bound holds for every pixel and
+no memory is needed for it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from zmrs import _zmrs
+from zmrs.sky import frame_change, pixel_area_deg2, sky_positions, unit_vectors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from astropy.wcs import WCS
     from numpy.typing import NDArray
 
-    Points = tuple[NDArray[np.float64], NDArray[np.float64]]
+    Vector = NDArray[np.float64]
+    Points = tuple[Vector, Vector]
+    Numbers = NDArray[np.intp]
 
-__all__ = ["MAX_COORD_ERROR_PX", "Geometry", "PixelMap", "locate"]
+__all__ = ["MAX_COORD_ERROR_PX", "Geometry", "PixelMap", "footprint_box", "locate"]
 
 MAX_COORD_ERROR_PX = 1e-4
 """Bound on the error of interpolated coordinates, in input pixels."""
@@ -32,15 +37,35 @@ MAX_COORD_ERROR_PX = 1e-4
 SPACINGS_PX = (128, 64, 32, 16, 8)
 """Grid spacings that are tried, in output pixels."""
 
-EXACT_CHUNK_PX = 1 << 16
-"""Pixels whose exact coordinates are computed at once (a few MiB in wcslib)."""
+CHUNK_POINTS = 1 << 16
+"""Points that are given to wcslib at once: more would take many MiB and no less time."""
 
 ROUND_TRIP_PX = 1e-3
 """A point whose way back misses its origin by more is invalid: the far side of the sky, or a
 distortion that cannot be inverted there."""
 
+CSC_ROUND_TRIP_DEG = 0.02
+"""The COBE cube's own formulas for the way back are off by some 40 arcsec."""
+
+# Failing cells become exact, instead of the spacing being halved again, if their pixels are few.
+_FEW_PX = 1 << 14
+_FEW = 0.02
+
+# Smooth mappings are mostly wrong by 1e-7 px; with this share of the bound there may be a kink.
+_NEGLIGIBLE = 0.1
+# Where there may be one, this many points across a cell are looked at. Between two of them the
+# error peaks at most a third higher, hence the margin.
+_CLOSE_POINTS = 7
+_KINK_MARGIN = 0.75
+_ROUGH_MARGIN = 0.5
+
 _EDGE_STEP_PX = 64
+_EDGE_STEPS = 16
+# Frames that reach further than this from their middle may surround an edge of the output's sky.
+_WIDE_DEG = 45.0
 _CHECK_SEED = 20260101
+
+Box = tuple[int, int, int, int]
 
 
 class PixelMap:
@@ -51,36 +76,51 @@ class PixelMap:
     source, target
         Two-dimensional celestial `astropy.wcs.WCS`.
 
+    Attributes
+    ----------
+    is_rough
+        One of them is not smooth anywhere: look-up tables have kinks, and wcslib computes the COBE
+        cube in single precision.
+
     Notes
     -----
     Coordinates are 0-based with pixel centres at integers.  Points that do not exist in the
     target, or do not come back to the same place of the sky, are NaN.
     """
 
-    def __init__(self, source: Any, target: Any) -> None:
-        self._source, self._target = source, target
-        self._rotation = _frame_rotation(source, target)
-        self._tolerance = np.radians(ROUND_TRIP_PX * _scale_deg(target))
-        self._iterates = any(
-            getattr(target, name) is not None
-            for name in ("sip", "cpdis1", "cpdis2", "det2im1", "det2im2")
-        )
+    def __init__(self, source: WCS, target: WCS) -> None:
+        self.source, self.target = source, target
+        self.is_rough = any(_has_tables(wcs) or _is_csc(wcs) for wcs in (source, target))
+        self._change = frame_change(source, target)
+        tolerance_deg = ROUND_TRIP_PX * np.sqrt(pixel_area_deg2(target))
+        if _is_csc(target):
+            tolerance_deg = max(tolerance_deg, CSC_ROUND_TRIP_DEG)
+        self._tolerance_rad = np.radians(tolerance_deg)
+        # wcslib inverts the projection and TPV; SIP and tables are astropy's, by iteration.
+        self._iterates = target.sip is not None or _has_tables(target)
 
-    def __call__(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> Points:
+    def __call__(self, x: Vector, y: Vector) -> Points:
         """Map points; both arrays (n,) float64, in and out."""
-        with np.errstate(all="ignore"):
-            lon, lat = _to_sky(self._source, x, y)
-            if self._rotation is not None:
-                lon, lat = self._rotation(lon, lat)
-            u, v = self._from_sky(lon, lat)
-            back = _to_sky(self._target, u, v)
-            astray = ~(_separation(lon, lat, *back) <= self._tolerance)
-        u[astray] = np.nan
-        v[astray] = np.nan
+        u, v = np.empty(x.size), np.empty(x.size)
+        for start in range(0, x.size, CHUNK_POINTS):
+            part = slice(start, start + CHUNK_POINTS)
+            u[part], v[part] = self._chunk(x[part], y[part])
         return u, v
 
-    def _from_sky(self, lon: NDArray[np.float64], lat: NDArray[np.float64]) -> Points:
-        wcs = self._target
+    def _chunk(self, x: Vector, y: Vector) -> Points:
+        with np.errstate(all="ignore"):
+            lon, lat = sky_positions(self.source, x, y)
+            if self._change is not None:
+                lon, lat = self._change(lon, lat)
+            u, v = self._from_sky(lon, lat)
+            missed = unit_vectors(lon, lat) - unit_vectors(*sky_positions(self.target, u, v))
+            # For small angles chord and arc are the same; NaN is astray too.
+            astray = ~(np.einsum("ni,ni->n", missed, missed) <= self._tolerance_rad**2)
+        u[astray] = v[astray] = np.nan
+        return u, v
+
+    def _from_sky(self, lon: Vector, lat: Vector) -> Points:
+        wcs = self.target
         world = np.empty((lon.size, 2))
         world[:, wcs.wcs.lng], world[:, wcs.wcs.lat] = lon, lat
         if self._iterates:
@@ -94,64 +134,13 @@ class PixelMap:
         return pixel[:, 0].copy(), pixel[:, 1].copy()
 
 
-def _to_sky(wcs: Any, x: NDArray[np.float64], y: NDArray[np.float64]) -> Points:
-    world = wcs.all_pix2world(np.column_stack([x, y]), 0)
-    return world[:, wcs.wcs.lng], world[:, wcs.wcs.lat]
+def _has_tables(wcs: WCS) -> bool:
+    names = ("cpdis1", "cpdis2", "det2im1", "det2im2")
+    return any(getattr(wcs, name) is not None for name in names)
 
 
-def _scale_deg(wcs: Any) -> float:
-    """Edge of the square whose area is that of a pixel, in degrees."""
-    return float(np.sqrt(abs(np.linalg.det(wcs.pixel_scale_matrix))))
-
-
-def _unit(lon: NDArray[np.float64], lat: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Unit vectors (3, n) of positions in degrees."""
-    lon, lat = np.radians(lon), np.radians(lat)
-    return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)])
-
-
-def _separation(
-    lon: NDArray[np.float64],
-    lat: NDArray[np.float64],
-    other_lon: NDArray[np.float64],
-    other_lat: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    """Chord between positions in degrees, in radians for small ones; NaN where either is."""
-    chord = _unit(lon, lat) - _unit(other_lon, other_lat)
-    return np.asarray(np.sqrt((chord**2).sum(axis=0)))
-
-
-def _frame_rotation(source: Any, target: Any) -> Callable[..., Points] | None:
-    """The change of sky frame between two WCS, or None when they share one.
-
-    Between ICRS, FK5 and galactic it is one rotation, found by turning three axes; for frames
-    that are related otherwise (FK4) astropy is asked for every point.
-    """
-    here, there = (source.wcs.radesys, source.wcs.equinox), (target.wcs.radesys, target.wcs.equinox)
-    kinds = source.wcs.ctype[source.wcs.lng][:4], target.wcs.ctype[target.wcs.lng][:4]
-    if kinds[0] == kinds[1] and str(here) == str(there):
-        return None
-    from astropy.coordinates import SkyCoord  # noqa: PLC0415  (0.2 s, rarely needed)
-    from astropy.wcs.utils import wcs_to_celestial_frame  # noqa: PLC0415
-
-    frames = wcs_to_celestial_frame(source), wcs_to_celestial_frame(target)
-    if frames[0].is_equivalent_frame(frames[1]):
-        return None
-
-    def by_astropy(lon: NDArray[np.float64], lat: NDArray[np.float64]) -> Points:
-        turned = SkyCoord(lon, lat, unit="deg", frame=frames[0]).transform_to(frames[1])
-        sphere = turned.spherical
-        return sphere.lon.deg, sphere.lat.deg
-
-    axes = _unit(*by_astropy(np.array([0.0, 90.0, 0.0]), np.array([0.0, 0.0, 90.0])))
-
-    def by_matrix(lon: NDArray[np.float64], lat: NDArray[np.float64]) -> Points:
-        x, y, z = axes @ _unit(lon, lat)
-        return np.degrees(np.arctan2(y, x)), np.degrees(np.arctan2(z, np.hypot(x, y)))
-
-    probe = np.array([10.0, 123.0, 250.0]), np.array([-70.0, 5.0, 40.0])
-    rigid = _separation(*by_matrix(*probe), *by_astropy(*probe)).max() < 1e-12
-    return by_matrix if rigid else by_astropy
+def _is_csc(wcs: WCS) -> bool:
+    return bool(wcs.wcs.ctype[wcs.wcs.lng][5:8] == "CSC")
 
 
 @dataclass(frozen=True)
@@ -174,8 +163,8 @@ class Geometry:
 
 
 def locate(
-    output: tuple[Any, tuple[int, int]],
-    image: tuple[Any, tuple[int, int]],
+    output: tuple[WCS, tuple[int, int]],
+    image: tuple[WCS, tuple[int, int]],
     scratch: Callable[[], Path],
     max_error_px: float = MAX_COORD_ERROR_PX,
 ) -> Geometry | None:
@@ -199,154 +188,234 @@ def locate(
     box = footprint_box(PixelMap(image[0], output[0]), image[1], output[1])
     if box is None:
         return None
-    lattice = _Lattice(box, SPACINGS_PX[0], image[1])
     for spacing in SPACINGS_PX:
-        lattice = _Lattice(box, spacing, image[1])
-        grid = lattice.sample(forward)
-        error_px, failing = lattice.check(grid, forward, max_error_px)
-        if failing.size * spacing**2 <= max(EXACT_CHUNK_PX // 4, 0.02 * lattice.area):
+        lattice = _Lattice(box, spacing, image[1], forward)
+        error_px, failing = lattice.check(max_error_px)
+        if failing.size * spacing**2 <= max(_FEW_PX, _FEW * lattice.area):
             break
-    touched = grid.cells() > 0
-    if failing.size:
-        grid = lattice.with_exact(grid, failing, forward, scratch())
-        touched |= grid.cells() > 0
-    if not touched.any():
-        return None
-    exact = float((grid.cells() == 2).sum() / touched.sum())
-    return Geometry(grid, error_px, exact)
+        box = lattice.busy_box(failing, box)
+    grid = lattice.with_exact(failing, scratch) if failing.size else lattice.grid
+    cells = grid.cells()
+    touched = int((cells > 0).sum())
+    return Geometry(grid, error_px, float((cells == 2).sum() / touched)) if touched else None
 
 
-def footprint_box(
-    inverse: PixelMap, shape: tuple[int, int], canvas: tuple[int, int]
-) -> tuple[int, int, int, int] | None:
+# ----------------------------------------------------------------------------------- the footprint
+
+
+def footprint_box(inverse: PixelMap, shape: tuple[int, int], canvas: tuple[int, int]) -> Box | None:
     """Output pixels (x0, y0, x1, y1), half-open, that hold the footprint of an input.
 
-    The border of the frame decides, when all of it exists on the output and no step along it
-    jumps; else the whole canvas does.
+    Parameters
+    ----------
+    inverse
+        From the input to the output.
+    shape, canvas
+        (H, W) of the input and of the output.
+
+    Returns
+    -------
+    box or None
+        Points on the border of the frame and a lattice within decide, when all of them exist on
+        the output and no step between neighbours jumps; else it is the whole canvas.  None if
+        nothing of the footprint is on the canvas.
     """
     height, width = shape
-    x, y = _border(width, height)
-    u, v = inverse(x, y)
     whole = (0, 0, canvas[1], canvas[0])
+    inner_x, inner_y = np.meshgrid(_span(width, _EDGE_STEPS), _span(height, _EDGE_STEPS))
+    if _reach_deg(inverse.source, inner_x, inner_y) > _WIDE_DEG:
+        return whole
+    x, y = _border(width, height)
+    u, v = inverse(np.concatenate([x, inner_x.ravel()]), np.concatenate([y, inner_y.ravel()]))
     if not (np.isfinite(u).all() and np.isfinite(v).all()):
         return whole
-    steps = np.hypot(np.diff(u), np.diff(v))
-    if steps.max() > 8 * max(np.median(steps), 1.0):
+    border = np.hypot(np.diff(u[: x.size]), np.diff(v[: x.size]))
+    inner = np.stack([u[x.size :], v[x.size :]]).reshape(2, *inner_x.shape)
+    steps = [border, *(np.hypot(*np.diff(inner, axis=axis)) for axis in (1, 2))]
+    if any(s.max() > 8 * max(float(np.median(s)), 1.0) for s in steps):
         return whole
     # Between two samples a curved border may bulge by a fraction of a step.
-    margin = 2 + int(0.02 * steps.max())
-    inner_x, inner_y = np.meshgrid(np.linspace(0, width - 1, 5), np.linspace(0, height - 1, 5))
-    inner = inverse(inner_x.ravel(), inner_y.ravel())
-    u, v = np.concatenate([u, inner[0]]), np.concatenate([v, inner[1]])
-    if not (np.isfinite(u).all() and np.isfinite(v).all()):
-        return whole
+    margin = 2 + int(0.02 * border.max())
     x0, y0 = max(int(u.min()) - margin, 0), max(int(v.min()) - margin, 0)
     x1, y1 = min(int(u.max()) + margin + 1, canvas[1]), min(int(v.max()) + margin + 1, canvas[0])
     return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
 
 
+def _span(length: int, steps: int) -> Vector:
+    """Points from edge to edge of `length` pixels."""
+    return np.linspace(-0.5, length - 0.5, steps + 1)
+
+
 def _border(width: int, height: int) -> Points:
     """Points once around the outer edge of a frame, the first one again at the end."""
-    across = np.linspace(-0.5, width - 0.5, max(width // _EDGE_STEP_PX, 4) + 1)
-    down = np.linspace(-0.5, height - 0.5, max(height // _EDGE_STEP_PX, 4) + 1)
+    across = _span(width, max(width // _EDGE_STEP_PX, _EDGE_STEPS))
+    down = _span(height, max(height // _EDGE_STEP_PX, _EDGE_STEPS))
     x = np.concatenate([across, np.full(down.size, width - 0.5), across[::-1], 0 * down - 0.5])
     y = np.concatenate([0 * across - 0.5, down, np.full(across.size, height - 0.5), down[::-1]])
     return x, y
 
 
-class _Lattice:
-    """Cells of one spacing over a box, anchored to absolute output pixels."""
+def _reach_deg(wcs: WCS, x: Vector, y: Vector) -> float:
+    """Largest angle between the middle one of the points (n, n), n odd, and the others."""
+    directions = unit_vectors(*sky_positions(wcs, x.ravel(), y.ravel()))
+    cosines = directions @ directions[len(directions) // 2]
+    return float(np.degrees(np.arccos(np.clip(cosines.min(), -1.0, 1.0))))
 
-    def __init__(self, box: tuple[int, int, int, int], spacing: int, shape: tuple[int, int]):
+
+# -------------------------------------------------------------------------------------- the lattice
+
+
+class _Lattice:
+    """Cells of one spacing over a box, anchored to absolute output pixels.
+
+    Attributes
+    ----------
+    grid
+        The coordinate grid through the nodes, one ring more than the cells need on each side.
+    """
+
+    def __init__(self, box: Box, spacing: int, shape: tuple[int, int], forward: PixelMap) -> None:
         x0, y0, x1, y1 = box
         self.spacing = spacing
         self.origin = (x0 // spacing * spacing, y0 // spacing * spacing)
         self.across = -(-(x1 - self.origin[0]) // spacing)
         self.down = -(-(y1 - self.origin[1]) // spacing)
         self.frame = (shape[1], shape[0])
+        self._forward = forward
+        i = np.arange(-1.0, self.across + 2) * spacing + self.origin[0]
+        j = np.arange(-1.0, self.down + 2) * spacing + self.origin[1]
+        x, y = np.meshgrid(i, j)
+        nodes = np.stack(forward(x.ravel(), y.ravel()), axis=-1).reshape(*x.shape, 2)
+        self._finite = np.isfinite(nodes).all(axis=2)
+        cells = (self.across, self.down)
+        self.grid = _zmrs.CoordGrid(self.origin, spacing, cells, self.frame, nodes)
 
     @property
     def area(self) -> int:
+        """Output pixels of all cells."""
         return self.across * self.down * self.spacing**2
 
-    def sample(self, forward: PixelMap) -> _zmrs.CoordGrid:
-        """The grid with its nodes, one ring more than the cells need on each side."""
-        i = np.arange(-1, self.across + 2) * self.spacing + self.origin[0]
-        j = np.arange(-1, self.down + 2) * self.spacing + self.origin[1]
-        x, y = np.meshgrid(i.astype(float), j.astype(float))
-        u, v = forward(x.ravel(), y.ravel())
-        nodes = np.stack([u, v], axis=-1).reshape(self.down + 3, self.across + 3, 2)
-        self._finite = np.isfinite(nodes).all(axis=2)
-        cells = (self.across, self.down)
-        return _zmrs.CoordGrid(self.origin, self.spacing, cells, self.frame, nodes)
+    def check(self, max_error_px: float) -> tuple[float, Numbers]:
+        """Largest error within the bound, and the cells (row · across + column) beyond it.
 
-    def check(
-        self, grid: _zmrs.CoordGrid, forward: PixelMap, max_error_px: float
-    ) -> tuple[float, NDArray[np.uint32]]:
-        """Largest error within the bound, and the cells (row · across + column) beyond it."""
-        number = np.arange(self.across * self.down)
-        smooth = grid.cells() == 1
-        broken = self._broken().ravel()
-        looked_at = number[smooth | broken]
-        column, row = looked_at % self.across, looked_at // self.across
-        within = np.random.default_rng(_CHECK_SEED).random((2, looked_at.size))
-        worst = np.zeros(looked_at.size)
-        for u, v in ((0.5, 0.5), within):
-            x = self.origin[0] + (column + u) * self.spacing
-            y = self.origin[1] + (row + v) * self.spacing
-            true = forward(x, y)
-            near = self._in_frame(*true)
-            got = grid.at(x, y)
+        At a cell's centre the error of cubic interpolation is largest.
+        """
+        smooth = np.flatnonzero(self.grid.cells() == 1)
+        random = np.random.default_rng(_CHECK_SEED).random((2, smooth.size, 1))
+        centre = np.full((smooth.size, 1), 0.5)
+        u, v = (np.concatenate([centre, offsets], axis=1) for offsets in random)
+        worst = self._errors(smooth, u, v)
+        limit = np.full(smooth.size, max_error_px)
+        is_rough = self._forward.is_rough
+        doubtful = worst > (0.0 if is_rough else _NEGLIGIBLE * max_error_px)
+        doubtful &= worst <= limit
+        limit[doubtful] *= _ROUGH_MARGIN if is_rough else _KINK_MARGIN
+        worst[doubtful] = np.maximum(
+            worst[doubtful], self._errors(smooth[doubtful], *_close_points())
+        )
+        good = worst <= limit
+        failing = np.concatenate([smooth[~good], self._torn()])
+        return float(worst[good].max(initial=0.0)), np.sort(failing)
+
+    def _errors(self, numbers: Numbers, u: Vector, v: Vector) -> Vector:
+        """Largest distance of true and interpolated coordinates at points of each cell.
+
+        ``u, v`` (cells or 1, points) are fractions of the spacing.
+        """
+        worst = np.empty(numbers.size)
+        at_once = max(CHUNK_POINTS // u.shape[1], 1)
+        for start in range(0, numbers.size, at_once):
+            part = slice(start, start + at_once)
+            rows = part if len(u) > 1 else slice(None)
+            x, y = self._positions(numbers[part], u[rows], v[rows])
+            true, got = self._forward(x, y), self.grid.at(x, y)
             error = np.hypot(got[0] - true[0], got[1] - true[1])
-            # A point that exists in only one of both ways is as wrong as can be.
+            # Coordinates where there are none are as wrong as can be.
             error[np.isnan(error)] = np.inf
-            error[np.isnan(true[0]) & np.isnan(got[0])] = 0.0
-            error[~near & np.isnan(got[0])] = 0.0
-            worst = np.maximum(worst, error)
-        # Where nodes are missing two points say too little: such a cell is exact if any of its
-        # surroundings falls into the frame.
-        worst[broken[looked_at]] = np.inf
-        good = worst <= max_error_px
-        error_px = float(worst[good].max(initial=0.0))
-        return error_px, looked_at[~good].astype(np.uint32)
+            worst[part] = error.reshape(-1, u.shape[1]).max(axis=1)
+        return worst
 
-    def _broken(self) -> NDArray[np.bool_]:
-        """Cells (down, across) with some, but not all, of their sixteen nodes missing."""
+    def _positions(self, numbers: Numbers, u: Vector, v: Vector) -> Points:
+        """Output positions, flat, of points of cells."""
+        x = self.origin[0] + (numbers[:, None] % self.across + u) * self.spacing
+        y = self.origin[1] + (numbers[:, None] // self.across + v) * self.spacing
+        return x.ravel(), y.ravel()
+
+    def _torn(self) -> Numbers:
+        """Cells of whose sixteen nodes some are missing, and the frame near.
+
+        Without any node they matter too: a whole sky may lie between four nodes.  So many of them
+        that it would take long are looked at with the widest spacing only, which finds the skies.
+        """
         finite = np.lib.stride_tricks.sliding_window_view(self._finite, (4, 4))
-        return np.asarray(finite.any(axis=(2, 3)) & ~finite.all(axis=(2, 3)))
+        n_nodes = finite.sum(axis=(2, 3))
+        is_quick = int((n_nodes == 0).sum()) * _CLOSE_POINTS**2 < CHUNK_POINTS
+        least = 0 if is_quick or self.spacing == SPACINGS_PX[0] else 1
+        torn = np.flatnonzero((n_nodes >= least) & (n_nodes < 16))
+        if not torn.size:
+            return torn
+        u, v = _close_points()
+        seen = self._forward(*self._positions(torn, u, v))
+        # In input pixels: what may hide between two points, even if the scale grows fourfold.
+        areas = pixel_area_deg2(self._forward.source), pixel_area_deg2(self._forward.target)
+        reach = 4 * self.spacing / _CLOSE_POINTS * np.sqrt(areas[0] / areas[1])
+        return torn[self._in_frame(*seen, reach).reshape(torn.size, -1).any(axis=1)]
 
-    def _in_frame(self, u: NDArray[np.float64], v: NDArray[np.float64]) -> NDArray[np.bool_]:
+    def _in_frame(self, u: Vector, v: Vector, margin: float = 0.0) -> NDArray[np.bool_]:
+        """Whether input positions lie in the frame or within ``margin`` of it; NaN does not."""
         width, height = self.frame
-        return (u >= -0.5) & (u <= width - 0.5) & (v >= -0.5) & (v <= height - 0.5)
+        low = -0.5 - margin
+        return (u >= low) & (u <= width - 1 - low) & (v >= low) & (v <= height - 1 - low)
 
-    def with_exact(
-        self,
-        grid: _zmrs.CoordGrid,
-        numbers: NDArray[np.uint32],
-        forward: PixelMap,
-        path: Path,
-    ) -> _zmrs.CoordGrid:
-        """The grid with the cells `numbers` kept pixel by pixel in the file `path`."""
+    def _around(self, numbers: Numbers) -> Numbers:
+        """Add the empty cells beside some cells, about which their nodes say as little."""
+        mask = np.zeros((self.down + 2, self.across + 2), dtype=np.bool_)
+        rows, columns = np.divmod(numbers, self.across)
+        for shift in np.ndindex(3, 3):
+            mask[rows + shift[0], columns + shift[1]] = True
+        beside = mask[1:-1, 1:-1].ravel() & (self.grid.cells() == 0)
+        return np.union1d(numbers, np.flatnonzero(beside))
+
+    def busy_box(self, failing: Numbers, box: Box) -> Box:
+        """Reduce a box to what touches the frame, one cell more on each side."""
+        busy = self.grid.cells() > 0
+        busy[failing] = True
+        rows, columns = np.divmod(np.flatnonzero(busy), self.across)
+        s = self.spacing
+        return (
+            max(int(columns.min() - 1) * s + self.origin[0], box[0]),
+            max(int(rows.min() - 1) * s + self.origin[1], box[1]),
+            min(int(columns.max() + 2) * s + self.origin[0], box[2]),
+            min(int(rows.max() + 2) * s + self.origin[1], box[3]),
+        )
+
+    def with_exact(self, failing: Numbers, scratch: Callable[[], Path]) -> _zmrs.CoordGrid:
+        """Make the grid with failing cells kept pixel by pixel in the file of ``scratch``."""
+        numbers = self._around(failing)
         edge = self.spacing
         bounds = np.full((numbers.size, 4), np.nan)
-        dy, dx = np.mgrid[0:edge, 0:edge]
-        at_once = max(EXACT_CHUNK_PX // edge**2, 1)
+        v, u = (offsets.reshape(1, -1) / edge for offsets in np.mgrid[0:edge, 0:edge])
+        at_once = max(CHUNK_POINTS // edge**2, 1)
+        path = scratch()
         with path.open("wb") as file:
             for start in range(0, numbers.size, at_once):
-                part = numbers[start : start + at_once].astype(np.int64)
-                x = self.origin[0] + (part % self.across * edge)[:, None] + dx.ravel()
-                y = self.origin[1] + (part // self.across * edge)[:, None] + dy.ravel()
-                u, v = forward(x.ravel().astype(float), y.ravel().astype(float))
-                outside = ~self._in_frame(u, v)
-                u[outside] = v[outside] = np.nan
-                np.stack([u, v], axis=-1).tofile(file)
-                bounds[start : start + part.size] = _bounds(u, v, part.size)
-        return grid.with_exact(numbers, path, bounds)
+                part = numbers[start : start + at_once]
+                x, y = self._forward(*self._positions(part, u, v))
+                outside = ~self._in_frame(x, y)
+                x[outside] = y[outside] = np.nan
+                np.stack([x, y], axis=-1).tofile(file)
+                bounds[start : start + part.size] = _bounds(x, y, part.size)
+        return self.grid.with_exact(numbers.astype(np.uint32), path, bounds)
 
 
-def _bounds(
-    u: NDArray[np.float64], v: NDArray[np.float64], cells: int
-) -> NDArray[np.float64]:
+def _close_points() -> Points:
+    """Points (1, n) all over a cell, as fractions of its edge, no two further than 1/7 apart."""
+    steps = (np.arange(_CLOSE_POINTS) + 0.5) / _CLOSE_POINTS
+    u, v = np.meshgrid(steps, steps)
+    return u.reshape(1, -1), v.reshape(1, -1)
+
+
+def _bounds(u: Vector, v: Vector, cells: int) -> Vector:
     """Smallest boxes (cells, 4) around the valid coordinates of each cell; NaN without any."""
     u, v = u.reshape(cells, -1), v.reshape(cells, -1)
     low, high = np.fmin.reduce, np.fmax.reduce

@@ -75,7 +75,7 @@ class DiskFullError(OutputError):
     exit_status = 5
 
 
-class Cancelled(ZmrsError):
+class Cancelled(ZmrsError):  # noqa: N818  (its public name)
     """The job was stopped on request before it was complete; nothing was left behind."""
 
     exit_status = 130

@@ -74,6 +74,4 @@ class Stage:
         paced = done > 0 and (elapsed > 0.5 or done >= self._total)
         eta_s = elapsed * (self._total - done) / done if paced else None
         rss_mib = probe.resident_bytes() / 2**20
-        self._listener(
-            Event(event, self._stage, done, self._total, self._unit, eta_s, rss_mib)
-        )
+        self._listener(Event(event, self._stage, done, self._total, self._unit, eta_s, rss_mib))

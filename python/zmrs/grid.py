@@ -136,7 +136,9 @@ def input_pixel_scale_arcsec(wcs: WCS, shape: tuple[int, int]) -> float:
         alone if the middle does not lie on the sky.
     """
     y, x = (shape[0] - 1) / 2, (shape[1] - 1) / 2
-    lon, lat = sky_positions(wcs, x + np.array([-0.5, 0.5, 0.0, 0.0]), y + np.array([0.0, 0.0, -0.5, 0.5]))
+    lon, lat = sky_positions(
+        wcs, x + np.array([-0.5, 0.5, 0.0, 0.0]), y + np.array([0.0, 0.0, -0.5, 0.5])
+    )
     left, right, low, high = unit_vectors(lon, lat)
     area = float(np.linalg.norm(np.cross(right - left, high - low)))
     if not math.isfinite(area) or area <= 0:
@@ -415,10 +417,11 @@ def _place(
         candidates = [center]
     else:
         means = (_mean_direction(prints.crpix), _mean_direction(prints.centre))
-        candidates = [lon_lat(m) for m in means if m is not None]
+        places = [lon_lat(m) for m in means if m is not None]
+        candidates = [(float(lon), float(lat)) for lon, lat in places]
     extent: _Extent | None = None
     for candidate in candidates:
-        ra, dec = (np.atleast_1d(v) for v in candidate)
+        ra, dec = (np.array([v]) for v in candidate)
         x, y = transform(ra, dec, ICRS(), target)
         # At a pole the longitude is rounding noise, yet it would turn the grid: 0 is as good.
         is_pole = abs(float(y[0])) > 90 - _POLE_DEG

@@ -6,7 +6,7 @@ astropy, just before the pass; arrays of a caller are used in place.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +52,7 @@ class ArrayImage:
     name: str
     pixels: NDArray[Any]
     wcs: Any
-    meta: Meta = Meta()
+    meta: Meta = field(default_factory=Meta)
     warnings: tuple[str, ...] = ()
 
     @property

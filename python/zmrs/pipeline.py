@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -187,6 +188,7 @@ def prepare(
     clock.lap("grid")
 
     placed, off_grid = _place(images, chosen, weights, scratch or _no_scratch, listener)
+    _leave_out([left.reason for left in off_grid], len(placed), options)
     clock.lap("geometry")
 
     job = _zmrs.Job(
@@ -194,21 +196,40 @@ def prepare(
         options.kernel,
         options.combine,
         [
-            _zmrs.Input(p.image.name, p.source, p.geometry.grid, weight=p.weight,
-                        weight_map=p.weight_map)
+            _zmrs.Input(
+                os.fsencode(p.image.name).decode(errors="replace"),
+                p.source,
+                p.geometry.grid,
+                weight=p.weight,
+                weight_map=p.weight_map,
+            )
             for p in placed
         ],
     )
-    if plan is None:
-        plan = make_plan(allowed, options.threads or probe.available_workers())
+    plan, allowed = _settle_plan(plan, allowed, options)
     reserved = probe.resident_bytes()
     layout = _zmrs.fit(job, plan, reserved, in_memory)
     plan = plan.replace(rows_per_chunk=layout.band_rows, max_chunk_bytes=layout.chunk_bytes)
-    log.info("plan=%s %s memory_mb=%.2f (%s)", plan.name, plan.figures(),
-             allowed.bytes / 2**20, allowed.reason)
+    log.info(
+        "plan=%s %s memory_mb=%.2f (%s)",
+        plan.name,
+        plan.figures(),
+        allowed.bytes / 2**20,
+        allowed.reason,
+    )
     clock.lap("plan")
-    return Prepared(chosen, channels, placed, gathered.left_out + off_grid, job, layout, plan,
-                    allowed, reserved, seconds)
+    return Prepared(
+        chosen,
+        channels,
+        placed,
+        gathered.left_out + off_grid,
+        job,
+        layout,
+        plan,
+        allowed,
+        reserved,
+        seconds,
+    )
 
 
 def make_mosaic(
@@ -233,9 +254,17 @@ def make_mosaic(
         output.check_output(path, names, overwrite=options.overwrite)
     began = time.perf_counter()
     with _scratch_folder(path, options) as scratch:
-        prepared = prepare(given, options, grid=grid, weights=weights, plan=plan,
-                           held_bytes=held_bytes, in_memory=path is None, scratch=scratch,
-                           listener=listener)
+        prepared = prepare(
+            given,
+            options,
+            grid=grid,
+            weights=weights,
+            plan=plan,
+            held_bytes=held_bytes,
+            in_memory=path is None,
+            scratch=scratch,
+            listener=listener,
+        )
         if path is not None:
             # A directory may have held the output's old version; a list may have named it.
             output.check_output(path, _files(prepared), overwrite=options.overwrite)
@@ -248,24 +277,24 @@ def make_mosaic(
 
 def _usable(gathered: inputs.Gathered, options: Options) -> list[inputs.Image]:
     """The images that can be used; the others are warned of, or stop a strict run."""
-    for left in gathered.left_out:
-        if options.strict:
-            raise InputError(left.reason)
-        log.warning("left out: %s", left.reason)
     for warning in gathered.warnings:
         log.warning("%s", warning)
-    for image in gathered.images:
-        for warning in image.warnings:
-            log.warning("%s: %s", image.name, warning)
-    if not gathered.images:
-        if len(gathered.left_out) == 1:
-            raise InputError(gathered.left_out[0].reason)
-        count = len(gathered.left_out)
-        raise InputError(
-            f"none of the {count} inputs can be used; the reasons stand above." if count
-            else "there are no inputs; name FITS files, folders or @lists."
-        )
+    if not gathered.images and not gathered.left_out:
+        raise InputError("there are no inputs; name FITS files, folders or @lists.")
+    _leave_out([left.reason for left in gathered.left_out], len(gathered.images), options)
     return gathered.images
+
+
+def _leave_out(reasons: Sequence[str], n_usable: int, options: Options) -> None:
+    """Warn of the inputs that are left out, or stop: when strict, or when no other is left."""
+    if reasons and (options.strict or (n_usable == 0 and len(reasons) == 1)):
+        raise InputError(reasons[0])
+    for reason in reasons:
+        log.warning("left out: %s", reason)
+    if n_usable == 0:
+        raise InputError(
+            f"none of the {len(reasons)} inputs can be used; the reasons stand above."
+        )
 
 
 def _warn_of_mixtures(images: Sequence[inputs.Image]) -> None:
@@ -274,8 +303,13 @@ def _warn_of_mixtures(images: Sequence[inputs.Image]) -> None:
         values = {getattr(image.meta, attribute) for image in images} - {None}
         if len(values) > 1:
             shown = ", ".join(str(value) for value in sorted(values)[:4])
-            log.warning("the inputs have %d different %s (%s%s)", len(values), words, shown,
-                        ", …" if len(values) > 4 else "")
+            log.warning(
+                "the inputs have %d different %s (%s%s)",
+                len(values),
+                words,
+                shown,
+                ", …" if len(values) > 4 else "",
+            )
 
 
 def _choose_grid(
@@ -318,20 +352,37 @@ def _place(
     for number, image in enumerate(images):
         geometry = locate((grid.wcs, grid.shape), (image.wcs, inputs.shape_of(image)), scratch)
         if geometry is None:
-            reason = f"{image.name}: it does not touch the output grid; nothing to do with it."
+            reason = (
+                f"{image.name}: it does not touch the output grid; leave it out, or check --wcs, "
+                "--center and --size."
+            )
             left_out.append(LeftOut(image.name, reason))
-            log.warning("left out: %s", reason)
         else:
             weight, weight_map = inputs.weight_of(weights[number] if weights else None, image)
             placed.append(Placed(image, geometry, inputs.source_of(image), weight, weight_map))
             if geometry.exact_fraction > 0.5:
-                log.warning("%s: its distortion does not interpolate to the bound; exact "
-                            "coordinates are kept on disk (slower)", image.name)
+                log.warning(
+                    "%s: its distortion does not interpolate to the bound; exact "
+                    "coordinates are kept on disk (slower)",
+                    image.name,
+                )
         stage.advance(number + 1)
     stage.end()
-    if not placed:
-        raise InputError("no input touches the output grid; check --wcs, --center and --size.")
     return placed, left_out
+
+
+def _settle_plan(
+    plan: Plan | None, allowed: Allowance, options: Options
+) -> tuple[Plan, Allowance]:
+    """The plan with its memory limit, and where that comes from; what was asked for is kept."""
+    if plan is None:
+        return make_plan(allowed, options.threads or probe.available_workers()), allowed
+    if options.threads is not None:
+        plan = plan.replace(cpu_workers=options.threads)
+    planned = plan.memory_bytes
+    if planned is not None and (options.memory is None or planned <= allowed.bytes):
+        return plan, Allowance(planned, "as planned")
+    return plan.replace(memory_bytes=allowed.bytes), allowed
 
 
 def _no_scratch() -> Path:
@@ -361,7 +412,8 @@ def _files(prepared: Prepared) -> list[str]:
 def _decompress(prepared: Prepared, listener: Listener) -> None:
     """Give the engine the pixels of the compressed inputs."""
     compressed = [
-        p for p in prepared.placed
+        p
+        for p in prepared.placed
         if not isinstance(p.image, inputs.ArrayImage) and p.image.storage.compressed
     ]
     if not compressed:
@@ -389,28 +441,35 @@ def _run(prepared: Prepared, path: Path | None, options: Options, listener: List
         coverage = np.empty(prepared.grid.shape, np.float32)
         stats = _zmrs.run_pass_into_arrays(*engine, image, coverage, progress=progress)
         prepared.seconds["mosaic"] = stage.end()
-        rows = _rows(prepared, stats)
+        rows = _rows(prepared, stats, options)
         arrays = (image[0] if prepared.channels == 1 else image, coverage)
-        return Result(None, prepared.grid.wcs, prepared.plan, rows,
-                      _figures(prepared, stats), arrays)
+        return Result(
+            None, prepared.grid.wcs, prepared.plan, rows, _figures(prepared, stats), arrays
+        )
 
     everyone = [cards.InputRow(p.image.name, prepared.channels) for p in prepared.placed]
     coverage_cards = cards.coverage_header(prepared.grid.shape, prepared.grid.to_header())
     first = _header(prepared, everyone, options)
-    with output.MosaicFile(path, prepared.channels, prepared.grid.shape, first,
-                           coverage_cards) as file:
+    with output.MosaicFile(
+        path, prepared.channels, prepared.grid.shape, first, coverage_cards
+    ) as file:
         stats = _zmrs.run_pass_into_file(
-            *engine, file.temporary, file.offsets, progress=progress,
+            *engine,
+            file.temporary,
+            file.offsets,
+            progress=progress,
             write_back=probe.near_system_limit(prepared.layout.write_bytes),
         )
-        rows = _rows(prepared, stats)
+        rows = _rows(prepared, stats, options)
         header = _header(prepared, rows, options)
         file.commit(header, [cards.inputs_table(rows, prepared.channels)])
     prepared.seconds["mosaic"] = stage.end()
     return Result(path, prepared.grid.wcs, prepared.plan, rows, _figures(prepared, stats), None)
 
 
-def _rows(prepared: Prepared, stats: _zmrs.PassStats) -> list[cards.InputRow]:
+def _rows(
+    prepared: Prepared, stats: _zmrs.PassStats, options: Options
+) -> list[cards.InputRow]:
     """What became of every input."""
     rows = []
     for placed, samples in zip(prepared.placed, stats.samples, strict=True):
@@ -421,10 +480,9 @@ def _rows(prepared: Prepared, stats: _zmrs.PassStats) -> list[cards.InputRow]:
             row.exposure_s = placed.image.meta.exptime
         if not samples:
             row.leave_out(f"{row.name}: it has no valid pixel on the output grid; look at it.")
-            log.warning("left out: %s", row.reason)
         rows.append(row)
-    if not any(row.n_samples for row in rows):
-        raise InputError("no input has a valid pixel on the output grid; there is no mosaic.")
+    empty = [row.reason for row in rows if row.reason]
+    _leave_out(empty, len(rows) - len(empty), options)
     return rows + [
         cards.InputRow(left.name, prepared.channels, left.reason) for left in prepared.left_out
     ]
@@ -489,8 +547,13 @@ def _log_result(result: Result) -> None:
     log.info(
         "mosaic of %d inputs in %.2f s (pass %.2f s); read %.0f MiB (%.2f of the input), wrote "
         "%.0f MiB; peak %.0f of %.0f MiB",
-        used, stats["seconds"]["total"], stats["seconds"]["mosaic"], stats["read_bytes"] / 2**20,
-        stats["read_amplification"], stats["write_bytes"] / 2**20, stats["peak_bytes"] / 2**20,
+        used,
+        stats["seconds"]["total"],
+        stats["seconds"]["mosaic"],
+        stats["read_bytes"] / 2**20,
+        stats["read_amplification"],
+        stats["write_bytes"] / 2**20,
+        stats["peak_bytes"] / 2**20,
         stats["allowed_bytes"] / 2**20,
     )
 

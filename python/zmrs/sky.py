@@ -183,7 +183,7 @@ def transform(lon_deg: Vector, lat_deg: Vector, source: Any, target: Any) -> Poi
 
 
 def frame_change(source: WCS, target: WCS) -> Callable[[Vector, Vector], Points] | None:
-    """The change from the system of one WCS to that of another; None when they share one.
+    """Find the change from the system of one WCS to that of another.
 
     Parameters
     ----------
@@ -193,7 +193,7 @@ def frame_change(source: WCS, target: WCS) -> Callable[[Vector, Vector], Points]
     Returns
     -------
     callable or None
-        Takes and gives longitudes and latitudes (n,) in degrees.
+        Takes and gives longitudes and latitudes (n,) in degrees; None when the systems are equal.
     """
     here, there = sky_system(source), sky_system(target)
     if here == there:

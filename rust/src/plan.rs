@@ -200,11 +200,59 @@ impl Plan {
         self.0.figures()
     }
 
-    fn __getattr__<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
-        match self.to_dict(py)?.get_item(name)? {
-            Some(value) => Ok(value),
-            None => Err(PyAttributeError::new_err(format!("a plan has no field '{name}'"))),
-        }
+    #[getter]
+    fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    #[getter]
+    fn cpu_workers(&self) -> u64 {
+        self.0.cpu_workers
+    }
+
+    #[getter]
+    fn use_memmap(&self) -> bool {
+        self.0.use_memmap
+    }
+
+    #[getter]
+    fn max_chunk_bytes(&self) -> Option<u64> {
+        self.0.max_chunk_bytes
+    }
+
+    #[getter]
+    fn rows_per_chunk(&self) -> Option<u64> {
+        self.0.rows_per_chunk
+    }
+
+    #[getter]
+    fn tiles_per_chunk(&self) -> Option<u64> {
+        self.0.tiles_per_chunk
+    }
+
+    #[getter]
+    fn use_gpu(&self) -> bool {
+        self.0.use_gpu
+    }
+
+    #[getter]
+    fn gpu_rows_per_chunk(&self) -> Option<u64> {
+        self.0.gpu_rows_per_chunk
+    }
+
+    #[getter]
+    fn gpu_max_chunk_bytes(&self) -> Option<u64> {
+        self.0.gpu_max_chunk_bytes
+    }
+
+    #[getter]
+    fn two_pass_coverage_threshold(&self) -> f64 {
+        self.0.two_pass_coverage_threshold
+    }
+
+    #[getter]
+    fn memory_bytes(&self) -> Option<u64> {
+        self.0.memory_bytes
     }
 
     fn __hash__(&self, py: Python<'_>) -> PyResult<u64> {

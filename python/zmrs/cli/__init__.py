@@ -6,6 +6,8 @@ sentence and an exit status (`zmrs.errors`); tracebacks appear with ``--debug`` 
 
 from __future__ import annotations
 
+import errno
+import gc
 import os
 import signal
 import sys
@@ -44,6 +46,13 @@ class _Lazy(click.Group):
 
         return getattr(commands, cmd_name)  # type: ignore[no-any-return]
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            # Click would quietly exit with status 1.
+            raise UnreadError from error
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(_COMMANDS.items()))
@@ -55,45 +64,95 @@ def cli() -> None:
     """Sky mosaics from many overlapping FITS images, inside a memory limit that holds."""
 
 
-class Terminated(BaseException):
-    """SIGTERM arrived."""
+class UnreadError(Exception):
+    """Whoever read our results has gone."""
 
 
-def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise Terminated
+class Stopped(BaseException):
+    """A signal asks to stop.
+
+    Attributes
+    ----------
+    signal
+        Its number.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.signal = number
+
+
+_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+
+
+def _stop(number: int, _frame: FrameType | None) -> NoReturn:
+    # Whoever presses Ctrl-C twice must not interrupt the cleaning up.
+    for other in _SIGNALS:
+        signal.signal(other, signal.SIG_IGN)
+    raise Stopped(number)
 
 
 def run(args: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with its status."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in _SIGNALS:
+        # What nohup, or a shell without job control, ignores stays ignored.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _stop)
+    _settle()
     status = 1
     try:
         outcome: Any = cli.main(args=args, prog_name="zmrs", standalone_mode=False)
         # Click gives back the status of --help and of exits.
         status = outcome if isinstance(outcome, int) else 0
         sys.stdout.flush()
-    except click.exceptions.Abort:
-        status = _say("interrupted; nothing was left behind.", 130)
-    except KeyboardInterrupt:
-        status = _say("interrupted; nothing was left behind.", 130)
-    except Terminated:
-        status = _say("terminated; nothing was left behind.", 143)
+    except Stopped as stop:
+        how = "interrupted" if stop.signal == signal.SIGINT else "terminated"
+        status = _say(f"{how}; nothing was left behind.", 128 + stop.signal)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        status = 2
     except click.ClickException as error:
-        hint = f"; see {error.ctx.command_path} --help" if getattr(error, "ctx", None) else ""
+        context = getattr(error, "ctx", None)
+        hint = f"; see {context.command_path} --help" if context else ""
         status = _say(f"{error.format_message().rstrip('.')}{hint}.", 2)
     except ZmrsError as error:
         status = _say(str(error), error.exit_status)
-    except BrokenPipeError:
-        # Whoever read our output has gone; that is no failure of ours.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except UnreadError:
+        # That is no failure of ours.
+        _close_stdout()
         status = 0
     except FileNotFoundError as error:
         status = _say(str(error), 4)
     except MemoryError:
         status = _say("the system gave no more memory; set a lower --memory.", 3)
     except Exception as error:
-        status = _say(f"unforeseen: {type(error).__name__}: {error}; --debug shows more.", 1)
+        status = _unforeseen(error)
     sys.exit(status)
+
+
+def _unforeseen(error: Exception) -> int:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.filename is None:
+            _close_stdout()
+        return _say(f"{error.filename or 'standard output'}: the disk is full; free some space.", 5)
+    return _say(f"unforeseen: {type(error).__name__}: {error}; --debug shows more.", 1)
+
+
+def _close_stdout() -> None:
+    """Send what is still buffered for standard output nowhere: flushing it would fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _settle() -> None:
+    """Make the interpreter lean: the work is done elsewhere.
+
+    NumPy's linear algebra would start a thread per processor, which spin, for matrices of 3 × 3;
+    collecting garbage while modules are imported finds none.
+    """
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+    gc.set_threshold(50_000, 20, 20)
 
 
 def _say(sentence: str, status: int) -> int:

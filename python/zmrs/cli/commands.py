@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +24,7 @@ _path = click.Path(path_type=Path)
 
 @click.command()
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option("-o", "--output", type=_path, required=True, metavar="OUT.fits",
-              help="File to make")
+@click.option("-o", "--output", type=_path, required=True, metavar="OUT.fits", help="File to make")
 @job_options
 @talk_options
 def mosaic(
@@ -49,13 +49,18 @@ def mosaic(
     options = options_from(flags, config_file)
     with progress_to(progress, quiet=quiet) as listener:
         make_mosaic(inputs, output, options, listener=listener)
-    click.echo(output)
+    click.echo(os.fsencode(output))
 
 
 @click.command()
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option("-o", "--output", type=_path, metavar="OUT.fits",
-              help="The file that would be made (without effect)")
+@click.option(
+    "-o",
+    "--output",
+    type=_path,
+    metavar="OUT.fits",
+    help="The file that would be made (without effect)",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON")
 @job_options
 @talk_options
@@ -98,10 +103,20 @@ def plan(
 
 @click.command()
 @click.argument("mosaic_file", type=_path, metavar="OUT.fits")
-@click.option("-o", "--output", type=_path, metavar="OUT.png",
-              help="Picture to make [default: OUT_preview.png and OUT_coverage.png]")
-@click.option("--max-side", type=click.IntRange(min=16), default=2048, metavar="PX",
-              help="Longest side of the pictures [default: 2048]")
+@click.option(
+    "-o",
+    "--output",
+    type=_path,
+    metavar="OUT.png",
+    help="Picture to make [default: OUT_preview.png and OUT_coverage.png]",
+)
+@click.option(
+    "--max-side",
+    type=click.IntRange(min=16),
+    default=2048,
+    metavar="PX",
+    help="Longest side of the pictures [default: 2048]",
+)
 @click.option("--debug", is_flag=True, help="Show tracebacks")
 def preview(mosaic_file: Path, output: Path | None, max_side: int, debug: bool) -> None:
     """Make pictures of a mosaic and of its coverage."""
@@ -113,10 +128,21 @@ def preview(mosaic_file: Path, output: Path | None, max_side: int, debug: bool) 
 
 
 @click.command()
-@click.option("-o", "--output", type=_path, default=Path("zmrs-demo"), metavar="DIR",
-              help="Folder for everything [default: zmrs-demo]")
-@click.option("--frames", type=click.IntRange(min=1), default=12, metavar="N",
-              help="Simulated frames [default: 12]")
+@click.option(
+    "-o",
+    "--output",
+    type=_path,
+    default=Path("zmrs-demo"),
+    metavar="DIR",
+    help="Folder for everything [default: zmrs-demo]",
+)
+@click.option(
+    "--frames",
+    type=click.IntRange(min=1),
+    default=12,
+    metavar="N",
+    help="Simulated frames [default: 12]",
+)
 @click.option("--memory", default=None, metavar="SIZE", help="As for zmrs mosaic")
 @click.option("--debug", is_flag=True, help="Show tracebacks")
 def demo(output: Path, frames: int, memory: str | None, debug: bool) -> None:

@@ -39,7 +39,10 @@ def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(fields(config.Options)):
         command = _flag_of(option)(command)
     return click.option(
-        "--config", "config_file", type=click.Path(path_type=Path), metavar="FILE",
+        "--config",
+        "config_file",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
         help="TOML file with options (zmrs config --dump shows one)",
     )(command)
 
@@ -47,13 +50,23 @@ def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def talk_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options that say how it talks."""
     for decorate in (
-        click.option("--progress", type=click.Choice(config.PROGRESS), default="auto",
-                     envvar="ZMRS_PROGRESS", help="How progress is told [default: auto]"),
+        click.option(
+            "--progress",
+            type=click.Choice(config.PROGRESS),
+            default="auto",
+            envvar="ZMRS_PROGRESS",
+            help="How progress is told [default: auto]",
+        ),
         click.option("-v", "--verbose", is_flag=True, help="Log details too"),
         click.option("-q", "--quiet", is_flag=True, help="Log warnings only"),
         click.option("--debug", is_flag=True, help="Show tracebacks"),
-        click.option("--log-file", type=click.Path(path_type=Path), metavar="FILE",
-                     envvar="ZMRS_LOG_FILE", help="Write a detailed log there too"),
+        click.option(
+            "--log-file",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            envvar="ZMRS_LOG_FILE",
+            help="Write a detailed log there too",
+        ),
     ):
         command = decorate(command)
     return command

@@ -39,9 +39,7 @@ def as_dict(prepared: Prepared, scratch_bytes: int) -> dict[str, Any]:
         "time_s": round(_seconds(prepared), 2),
         "inputs": {
             "used": len(prepared.placed),
-            "left_out": [
-                {"name": left.name, "reason": left.reason} for left in prepared.left_out
-            ],
+            "left_out": [{"name": left.name, "reason": left.reason} for left in prepared.left_out],
         },
     }
 
@@ -63,7 +61,8 @@ def as_text(prepared: Prepared, scratch_bytes: int) -> str:
     ]
     lines += [
         f"             {name:<20}{size / mib:9.1f} MiB"
-        for name, size in layout.terms.items() if size
+        for name, size in layout.terms.items()
+        if size
     ]
     return "\n".join(lines)
 

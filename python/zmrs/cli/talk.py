@@ -33,14 +33,12 @@ def logging_to(*, verbose: bool, quiet: bool, log_file: Path | None) -> None:
     logger.handlers.clear()
     logger.setLevel(logging.DEBUG)
     screen = logging.StreamHandler(sys.stderr)
-    screen.setLevel(
-        logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
-    )
+    screen.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
     screen.setFormatter(_Plain())
     logger.addHandler(screen)
     if log_file is not None:
         try:
-            detailed = logging.FileHandler(log_file, encoding="utf-8")
+            detailed = logging.FileHandler(log_file, encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             raise UsageError(f"{log_file}: cannot be written ({error.strerror}).") from error
         detailed.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -63,7 +61,7 @@ def progress_to(how: str, *, quiet: bool) -> Iterator[Callable[[Event], object] 
     if how == "auto":
         how = "bar" if sys.stderr.isatty() else "lines"
     if how == "json":
-        yield lambda event: print(json.dumps(event.as_dict()), file=sys.stderr, flush=True)
+        yield lambda event: _print(json.dumps(event.as_dict()))
     elif how == "none" or quiet:
         yield None
     elif how == "lines":
@@ -87,7 +85,13 @@ class _Lines:
         share = event.done / max(event.total, 1)
         eta = "" if event.eta_s is None else f", {_time(event.eta_s)} left"
         name = _STAGES.get(event.stage, event.stage)
-        print(f"{name}: {share:.0%}{eta}, {event.rss_mib:.0f} MiB", file=sys.stderr, flush=True)
+        _print(f"{name}: {share:.0%}{eta}, {event.rss_mib:.0f} MiB")
+
+
+def _print(line: str) -> None:
+    """A line for whoever listens; the job goes on when nobody does."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def _time(seconds: float) -> str:

@@ -121,10 +121,17 @@ def _inherited(metas: Sequence[Meta]) -> list[tuple[str, Any, str]]:
         if values:
             cards.append((keyword, pick(values), comment))
     for keyword in ("BUNIT", "FILTER", "OBJECT", "TELESCOP", "INSTRUME"):
-        values = {getattr(meta, keyword.lower()) for meta in metas}
-        if len(values) == 1 and (value := values.pop()):
+        shared = {getattr(meta, keyword.lower()) for meta in metas}
+        if len(shared) == 1 and (value := shared.pop()):
             cards.append((keyword, value, ""))
-    return cards
+    return [(keyword, _printable(value), comment) for keyword, value, comment in cards]
+
+
+def _printable(value: Any) -> Any:
+    """A value as FITS allows it: inputs carry bytes beyond ASCII, outputs must not."""
+    if not isinstance(value, str):
+        return value
+    return "".join(character if " " <= character <= "~" else "?" for character in value)
 
 
 def inputs_table(rows: Sequence[InputRow], channels: int) -> BinTableHDU:

@@ -37,11 +37,20 @@ def check_output(path: Path, inputs: Sequence[str], *, overwrite: bool) -> None:
         The folder is missing or read-only, the file exists and `overwrite` is not given, or it
         is one of the inputs.
     """
+    try:
+        _check_place(path, inputs, overwrite=overwrite)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror}).") from error
+
+
+def _check_place(path: Path, inputs: Sequence[str], *, overwrite: bool) -> None:
     folder = path.parent
     if not folder.is_dir():
         raise OutputError(f"{path}: its folder does not exist; make it first.")
     if path.is_dir():
         raise OutputError(f"{path}: this is a folder; name a file in it.")
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path}: this is a device or a pipe; name a file.")
     for name in inputs:
         with contextlib.suppress(OSError):
             if path.samefile(name):
@@ -154,6 +163,10 @@ class MosaicFile:
         trace: TracebackType | None,
     ) -> None:
         self._discard()
+        # The engine knows the temporary name only, and people the final one.
+        if isinstance(error, OutputError) and str(self.temporary) in str(error):
+            message = str(error).replace(str(self.temporary), str(self.path))
+            raise type(error)(message) from error.__cause__
 
     def _discard(self) -> None:
         self._file.close()
@@ -172,11 +185,11 @@ def _to_bytes(header: Header, *, spare_cards: int = 0, size: int | None = None) 
 
 def _append(file: Any, table: Any) -> None:
     """Write an HDU at the present end of the file."""
+    import io  # noqa: PLC0415
+
     from astropy.io import fits  # noqa: PLC0415  (imported long before, with astropy.wcs)
 
     # astropy writes whole HDU lists: the empty primary that it insists on is left out.
-    import io  # noqa: PLC0415
-
     buffer = io.BytesIO()
     fits.HDUList([fits.PrimaryHDU(), table]).writeto(buffer, output_verify="fix")
     file.write(buffer.getvalue()[_BLOCK:])

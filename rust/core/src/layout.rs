@@ -22,8 +22,10 @@ use crate::source::{self, READ_CHUNK_BYTES, Source, Store};
 /// nothing, since rows that two bands share are kept (`make bench`, stage "bands").
 const PREFERRED_ROWS: usize = 192;
 
-/// Below so many rows per band, blocks are made narrower instead.
-const LEAST_ROWS: usize = 48;
+/// Below so many rows per band, blocks are made narrower instead. Few rows do no harm while bands
+/// have the full width, because the rows that two bands share are kept; narrow blocks cannot keep
+/// theirs.
+const LEAST_ROWS: usize = 8;
 
 /// Blocks are not made narrower than this.
 const LEAST_COLUMNS: usize = 512;
