@@ -1,21 +1,25 @@
 //! Bilinear interpolation.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+mod native;
+
 use super::{LEAST_TAP, Plane, RUN, Run};
 
 /// Values of the four pixels around each position, mixed.
 #[inline(always)]
 pub fn sample(plane: Plane, run: &Run, out: &mut [f32; RUN]) {
-    let mut invalid = false;
-    for i in 0..RUN {
-        let [a, b, c, d] = corners(plane, run.index[i] as usize);
-        let (fx, fy) = (run.fx[i], run.fy[i]);
-        let top = a + fx * (b - a);
-        let bottom = c + fx * (d - c);
-        let value = top + fy * (bottom - top);
-        out[i] = value;
-        invalid |= value.is_nan();
+    #[cfg(target_arch = "x86_64")]
+    if crate::cpu::level() == crate::cpu::Level::Baseline {
+        native::mix(plane, run, out);
+    } else {
+        // SAFETY: every level above the baseline has AVX2.
+        unsafe { avx2::mix(plane, run, out) };
     }
-    if invalid {
+    #[cfg(not(target_arch = "x86_64"))]
+    native::mix(plane, run, out);
+
+    if out.iter().any(|value| value.is_nan()) {
         for i in 0..run.len {
             if out[i].is_nan() && !run.fx[i].is_nan() {
                 out[i] = careful(plane, run.index[i] as usize, run.fx[i], run.fy[i]);
@@ -24,28 +28,12 @@ pub fn sample(plane: Plane, run: &Run, out: &mut [f32; RUN]) {
     }
 }
 
-#[inline(always)]
-fn corners(plane: Plane, index: usize) -> [f32; 4] {
-    debug_assert!(index + plane.stride + 1 < plane.pixels.len());
-    // Two neighbours at once, as one 64-bit value: half as many loads to gather.
-    let pair = |first: usize| {
-        // SAFETY: a run names only pixels that have a neighbour to the right and below in the
-        // plane.
-        let both = unsafe { plane.pixels.as_ptr().add(first).cast::<u64>().read_unaligned() };
-        let (low, high) = (f32::from_bits(both as u32), f32::from_bits((both >> 32) as u32));
-        if cfg!(target_endian = "little") { (low, high) } else { (high, low) }
-    };
-    let (a, b) = pair(index);
-    let (c, d) = pair(index + plane.stride);
-    [a, b, c, d]
-}
-
 /// The sample with its pixels of no weight left out; NaN if one of weight is invalid.
 #[cold]
 fn careful(plane: Plane, index: usize, fx: f32, fy: f32) -> f32 {
     let taps = [(1.0 - fx) * (1.0 - fy), fx * (1.0 - fy), (1.0 - fx) * fy, fx * fy];
     let (mut sum, mut total) = (0.0, 0.0);
-    for (tap, value) in taps.into_iter().zip(corners(plane, index)) {
+    for (tap, value) in taps.into_iter().zip(native::corners(plane, index)) {
         if tap > LEAST_TAP {
             sum += tap * value;
             total += tap;
@@ -83,5 +71,26 @@ mod tests {
         assert!((one([nan, nan, 3.0, nan], 0.0, 1.0 - 1e-7) - 3.0).abs() < 1e-6);
         assert!(one([nan, nan, nan, nan], 0.0, 0.0).is_nan());
         assert!(one([1.0, 2.0, 3.0, 4.0], nan, 0.5).is_nan());
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn instruction_sets_agree_bit_for_bit() {
+        if crate::cpu::level() == crate::cpu::Level::Baseline {
+            return; // there is only one on this processor
+        }
+        let pixels: Vec<f32> = (0..4096_u32).map(|k| (k * 7919 % 4001) as f32 / 3.0).collect();
+        let plane = Plane { pixels: &pixels, stride: 50 };
+        let mut run = Run { len: RUN, ..Run::default() };
+        for i in 0..RUN {
+            run.index[i] = (i * 61 % 4000) as u32;
+            run.fx[i] = (i * 37 % 64) as f32 / 64.3;
+            run.fy[i] = (i * 29 % 64) as f32 / 64.7;
+        }
+        let (mut plain, mut wide) = ([0.0; RUN], [0.0; RUN]);
+        native::mix(plane, &run, &mut plain);
+        // SAFETY: every level above the baseline has AVX2.
+        unsafe { avx2::mix(plane, &run, &mut wide) };
+        assert_eq!(plain.map(f32::to_bits), wide.map(f32::to_bits));
     }
 }
