@@ -84,9 +84,10 @@ def sample(image: Array, x: Array, y: Array, kernel: str) -> Array:
         return np.where(inside, image[row + (fy >= 0.5), column + (fx >= 0.5)], np.nan)
     total, weight, broken = np.zeros(x.shape), np.zeros(x.shape), ~inside
     reach = range(1 - RADIUS[kernel], RADIUS[kernel] + 1)
+    across, down = ({k: tap(kernel, f - k) for k in reach} for f in (fx, fy))
     for j in reach:
         for i in reach:
-            w = tap(kernel, fx - i) * tap(kernel, fy - j)
+            w = across[i] * down[j]
             r, c = row + j, column + i
             there = (r >= 0) & (r < height) & (c >= 0) & (c < width)
             value = image[np.clip(r, 0, height - 1), np.clip(c, 0, width - 1)]
@@ -103,9 +104,7 @@ def _snap(v: Array) -> Array:
     return np.where(np.abs(v - np.rint(v)) < SNAP_PX, np.rint(v), v)
 
 
-def samples(
-    image: Array, points: Points, kernel: str, weight: Any = None
-) -> tuple[Array, Array]:
+def samples(image: Array, points: Points, kernel: str, weight: Any = None) -> tuple[Array, Array]:
     """Samples (C, H, W) of an image and their weights (H, W); NaN and 0 where invalid."""
     planes = np.atleast_3d(image.T).T.astype(np.float64)
     with np.errstate(over="ignore"):

@@ -292,9 +292,7 @@ def _leave_out(reasons: Sequence[str], n_usable: int, options: Options) -> None:
     for reason in reasons:
         log.warning("left out: %s", reason)
     if n_usable == 0:
-        raise InputError(
-            f"none of the {len(reasons)} inputs can be used; the reasons stand above."
-        )
+        raise InputError(f"none of the {len(reasons)} inputs can be used; the reasons stand above.")
 
 
 def _warn_of_mixtures(images: Sequence[inputs.Image]) -> None:
@@ -371,9 +369,7 @@ def _place(
     return placed, left_out
 
 
-def _settle_plan(
-    plan: Plan | None, allowed: Allowance, options: Options
-) -> tuple[Plan, Allowance]:
+def _settle_plan(plan: Plan | None, allowed: Allowance, options: Options) -> tuple[Plan, Allowance]:
     """The plan with its memory limit, and where that comes from; what was asked for is kept."""
     if plan is None:
         return make_plan(allowed, options.threads or probe.available_workers()), allowed
@@ -467,9 +463,7 @@ def _run(prepared: Prepared, path: Path | None, options: Options, listener: List
     return Result(path, prepared.grid.wcs, prepared.plan, rows, _figures(prepared, stats), None)
 
 
-def _rows(
-    prepared: Prepared, stats: _zmrs.PassStats, options: Options
-) -> list[cards.InputRow]:
+def _rows(prepared: Prepared, stats: _zmrs.PassStats, options: Options) -> list[cards.InputRow]:
     """What became of every input."""
     rows = []
     for placed, samples in zip(prepared.placed, stats.samples, strict=True):

@@ -7,18 +7,18 @@ shows.  "Equal" is 1e-5 of the largest value, with the same NaN and the same cov
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import oracle
 import pytest
-import sky
 from astropy.io import fits
 from astropy.wcs import WCS
 
+import oracle
+import sky
 import zmrs
 from zmrs import _zmrs
 from zmrs.config import COMBINES, KERNELS
@@ -36,7 +36,6 @@ class Scene:
     wcs: WCS
     shape: tuple[int, int]
     weights: Sequence[Any] | None = None
-    note: str = field(default="", compare=False)
 
     @cached_property
     def points(self) -> list[oracle.Points]:
@@ -53,7 +52,6 @@ class Scene:
             inputs or self.inputs, wcs=self.wcs, shape=self.shape, kernel=kernel, combine=how,
             weights=self.weights, threads=2, memory="1GiB",
         )  # fmt: skip
-
 
     def check(self, kernel: str, how: str, inputs: Sequence[Any] | None = None) -> None:
         """Make the mosaic and compare it with the oracle's."""
@@ -79,9 +77,7 @@ class Scene:
         return (off < distance_px).any(axis=0)
 
 
-def assert_equal(
-    got: oracle.Points, want: oracle.Points, relative: float = RELATIVE
-) -> None:
+def assert_equal(got: oracle.Points, want: oracle.Points, relative: float = RELATIVE) -> None:
     (data, coverage), (true, true_coverage) = got, want
     scale = np.nanmax(np.abs(true))
     assert np.isfinite(true).any(), "the scene is empty"
@@ -115,11 +111,11 @@ def holed(inputs: Sequence[sky.Tile], fraction: float = 0.03) -> list[sky.Tile]:
     """The inputs with dead pixels, a dead column, a dead block and a dead border."""
     result = []
     for n, (image, wcs) in enumerate(inputs):
-        image = image.copy()
-        image[..., np.random.default_rng(90 + n).random(image.shape[-2:]) < fraction] = np.nan
-        image[..., 17] = image[..., 20:25, 30:37] = np.nan
-        image[..., :2, :] = image[..., -3:] = np.inf
-        result.append((image, wcs))
+        spoilt = image.copy()
+        spoilt[..., np.random.default_rng(90 + n).random(image.shape[-2:]) < fraction] = np.nan
+        spoilt[..., 17] = spoilt[..., 20:25, 30:37] = np.nan
+        spoilt[..., :2, :] = spoilt[..., -3:] = np.inf
+        result.append((spoilt, wcs))
     return result
 
 
@@ -157,7 +153,7 @@ def latitude_first(wcs: WCS) -> WCS:
 
 
 def plate_carree(shape: tuple[int, int], latitude: float) -> WCS:
-    """Galactic CAR through the equator, seen at a high latitude: strongly stretched."""
+    """CAR through the equator, at a high latitude: strongly stretched."""
     wcs = WCS(naxis=2)
     wcs.wcs.ctype = ["RA---CAR", "DEC--CAR"]
     wcs.wcs.crval, wcs.wcs.cdelt = [150.0, 0.0], [-0.25, 0.05]
@@ -181,40 +177,43 @@ def all_sky() -> WCS:
 
 SHAPE = (98, 117)
 
+
+def weighted(inputs: Sequence[sky.Tile]) -> Scene:
+    return Scene(inputs, output(), SHAPE, weight_maps(inputs))
+
+
 SCENES: dict[str, Callable[[], Scene]] = {
     "turned a little": lambda: Scene(turned([3.1, -2.2, 8.4]), output(), SHAPE),
     "turned strongly": lambda: Scene(turned([90.0, 137.0, -178.6, 45.0]), output(), SHAPE),
     "turned exactly 90": lambda: Scene(turned([90.0, 180.0, 270.0]), output(0.0), SHAPE),
-    "distorted": lambda: Scene(
-        turned([3.0, 91.0], (120, 130), sip_strength=2.0), output(), SHAPE
-    ),
+    "distorted": lambda: Scene(turned([3.0, 91.0], (120, 130), sip_strength=2.0), output(), SHAPE),
     "distorted, tiny": lambda: Scene(turned([3.0, 91.0], sip_strength=3.0), output(), SHAPE),
-    "distorted output": lambda: Scene(
-        turned([3.0, 91.0]), output(5.0, sip_strength=3.0), SHAPE
-    ),
+    "distorted output": lambda: Scene(turned([3.0, 91.0]), output(5.0, sip_strength=3.0), SHAPE),
     "holes and borders": lambda: Scene(holed(turned([3.1, -2.2, 90.0, 137.0])), output(), SHAPE),
     "on the same pixels": lambda: Scene(
         holed(sky.cut_tiles(noise(SHAPE, 4), output(), sky.overlapping_boxes(SHAPE))),
-        output(), SHAPE,
+        output(),
+        SHAPE,
     ),
     "same pixels, turned 90": lambda: Scene(
         holed([(noise((50, 61), 3), sky.frame_wcs((50, 61), 90.0))]),
-        sky.frame_wcs((71, 80), 0.0), (71, 80),
+        sky.frame_wcs((71, 80), 0.0),
+        (71, 80),
     ),
     "float64": lambda: Scene(
         [(i.astype(float) + 1e5, w) for i, w in holed(turned([4.0, 77.0]))], output(), SHAPE
     ),
     "colour": lambda: Scene(
         holed([(noise((3, 40, 52), n), w) for n, (_, w) in enumerate(turned([5.0, 137.0]))]),
-        output(), SHAPE,
+        output(),
+        SHAPE,
     ),
     "galactic output": lambda: Scene(holed(turned([5.0, 137.0])), galactic(SHAPE), SHAPE),
-    "galactic input": lambda: Scene(
-        [(noise((60, 70), 3), galactic((60, 70)))], output(), SHAPE
-    ),
+    "galactic input": lambda: Scene([(noise((60, 70), 3), galactic((60, 70)))], output(), SHAPE),
     "latitude first": lambda: Scene(
         [(i, latitude_first(w)) for i, w in holed(turned([5.0, 137.0]))],
-        latitude_first(output()), SHAPE,
+        latitude_first(output()),
+        SHAPE,
     ),
     "one row, one column": lambda: Scene(
         [
@@ -222,28 +221,33 @@ SCENES: dict[str, Callable[[], Scene]] = {
             (noise((40, 1), 2), sky.frame_wcs((40, 1), 12.0)),
             (noise((1, 1), 3), sky.frame_wcs((1, 1), 31.0)),
         ],
-        output(), SHAPE,
+        output(),
+        SHAPE,
     ),
     "tiny": lambda: Scene(
         turned([12.0], (2, 2)) + turned([50.0, 100.0], (5, 7)) + turned([0.3], (3, 2)),
-        output(), SHAPE,
+        output(),
+        SHAPE,
     ),
     "larger than the output": lambda: Scene(
         holed(turned([12.0, 92.0], (200, 230))), output(shape=(31, 43)), (31, 43)
     ),
     "finer output": lambda: Scene(
         holed(turned([12.0, 92.0], (40, 52))),
-        make_frame_wcs(sky.CENTER_DEG, 0.61, 30.0, (150, 160)), (150, 160),
+        make_frame_wcs(sky.CENTER_DEG, 0.61, 30.0, (150, 160)),
+        (150, 160),
     ),
     "coarser output": lambda: Scene(
         holed(turned([12.0, 92.0], (120, 130))),
-        make_frame_wcs(sky.CENTER_DEG, 7.7, 30.0, (40, 50)), (40, 50),
+        make_frame_wcs(sky.CENTER_DEG, 7.7, 30.0, (40, 50)),
+        (40, 50),
     ),
     "many cells": lambda: Scene(
         holed(turned([12.0, 92.0], (300, 180))), output(shape=(330, 290)), (330, 290)
     ),
     "stretched near the pole": lambda: Scene(
-        [(noise((120, 160), 6), plate_carree((120, 160), 84.0))], polar((190, 200), 0.1),
+        [(noise((120, 160), 6), plate_carree((120, 160), 84.0))],
+        polar((190, 200), 0.1),
         (190, 200),
     ),
     "pole in the frame": lambda: Scene(
@@ -251,14 +255,13 @@ SCENES: dict[str, Callable[[], Scene]] = {
     ),
     "all the sky in few pixels": lambda: Scene(
         [(noise((60, 50), 2), make_frame_wcs((64.0, -32.0), 1200.0, 20.0, (60, 50)))],
-        all_sky(), (90, 180),
+        all_sky(),
+        (90, 180),
     ),
-    "weight maps": lambda: (
-        lambda inputs: Scene(inputs, output(), SHAPE, weight_maps(inputs))
-    )(holed(turned([3.1, -2.2, 90.0, 137.0]))),
-    "colour with weight maps": lambda: (
-        lambda inputs: Scene(inputs, output(), SHAPE, weight_maps(inputs))
-    )(holed([(noise((3, 40, 52), n), w) for n, (_, w) in enumerate(turned([5.0, 137.0]))])),
+    "weight maps": lambda: weighted(holed(turned([3.1, -2.2, 90.0, 137.0]))),
+    "colour with weight maps": lambda: weighted(
+        holed([(noise((3, 40, 52), n), w) for n, (_, w) in enumerate(turned([5.0, 137.0]))])
+    ),
 }
 
 
@@ -281,8 +284,11 @@ def test_mean_equals_the_oracle(name: str, kernel: str, scenes: dict[str, Scene]
 
 
 @pytest.mark.parametrize("how", COMBINES)
-@pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("name", ["weight maps", "colour", "on the same pixels"])
+@pytest.mark.parametrize(
+    ("name", "kernel"),
+    [("weight maps", kernel) for kernel in KERNELS]
+    + [("colour", "lanczos2"), ("on the same pixels", "bilinear")],
+)
 def test_every_combine_equals_the_oracle(
     name: str, kernel: str, how: str, scenes: dict[str, Scene]
 ) -> None:
@@ -294,9 +300,7 @@ def test_every_combine_equals_the_oracle(
     "dtype", ["u1", "i1", "u2", "i2", ">i2", "u4", "i4", ">i4", "i8", "u8", "f2", ">f4", "f8"]
 )
 def test_arrays_of_any_type_mean_their_values(dtype: str) -> None:
-    scene = Scene(
-        [((i / 8).astype(dtype), w) for i, w in turned([5.0, 137.0])], output(), SHAPE
-    )
+    scene = Scene([((i / 8).astype(dtype), w) for i, w in turned([5.0, 137.0])], output(), SHAPE)
     scene.check("bicubic", "mean")
 
 
@@ -388,7 +392,7 @@ def test_gains_and_offsets_apply_to_values_and_not_to_weights(how: str, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(40))
 def test_random_scenes_equal_the_oracle(seed: int) -> None:
     rng = np.random.default_rng([seed, 77])
     inputs, weights = [], []

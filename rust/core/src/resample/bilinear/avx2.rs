@@ -72,8 +72,11 @@ fn two(plane: Plane, first: usize, second: usize) -> __m128 {
 #[target_feature(enable = "avx2")]
 #[inline]
 fn prefetch(plane: Plane, index: usize) {
-    // SAFETY: this is a hint; an address beyond the plane is ignored.
-    unsafe { _mm_prefetch::<_MM_HINT_T0>(plane.pixels.as_ptr().wrapping_add(index).cast()) };
+    // SAFETY: this is a hint; an address beyond the plane is ignored. (Newer compilers know that.)
+    #[allow(unused_unsafe)]
+    unsafe {
+        _mm_prefetch::<_MM_HINT_T0>(plane.pixels.as_ptr().wrapping_add(index).cast());
+    };
 }
 
 #[target_feature(enable = "avx2")]

@@ -1,0 +1,429 @@
+"""measured ≤ projected ≤ allowed, in processes of their own.
+
+The peak is ``VmHWM`` of the process itself.  Nothing here is skipped: where the machine cannot
+make the conditions of a test, the test fails and says what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from astropy.io import fits
+
+from child import MIB, Outcome, clean_env, run, run_code, run_witnessed
+from zmrs.simulate import dither_pattern
+
+pytestmark = [
+    pytest.mark.memory,
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="NOT RUN: peaks are read from /proc"),
+]
+
+SIDE = 2048
+MARGIN_MIB = 4.0  # how much the resident size of an idle interpreter differs between two runs
+
+
+# ------------------------------------------------------------------------------------- the sets
+
+
+def write_set(
+    folder: Path, panels: tuple[int, int], shape: tuple[int, ...], **pattern: Any
+) -> Path:
+    """Frames of one and the same noise on different places of the sky."""
+    rng = np.random.default_rng(7)
+    data = (100.0 + rng.standard_normal(shape, dtype=np.float32)).astype(">f4")
+    body = data.tobytes() + bytes(-data.nbytes % 2880)
+    folder.mkdir()
+    frames = dither_pattern(panels, (shape[-2], shape[-1]), 1.0, **pattern)
+    for number, wcs in enumerate(frames, start=1):
+        header = fits.PrimaryHDU(np.zeros((1,) * len(shape), ">f4")).header
+        for axis, length in enumerate(reversed(shape), start=1):
+            header[f"NAXIS{axis}"] = length
+        header.extend(wcs.to_header(relax=True), update=True)
+        with (folder / f"frame_{number:04d}.fits").open("wb") as file:
+            file.write(header.tostring(padding=True).encode("ascii"))
+            file.write(body)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A place for gigabytes, which does not outlive these tests."""
+    folder = tmp_path_factory.mktemp("limits")
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def tiles_36(work: Path) -> Path:
+    return write_set(work / "36", (6, 6), (SIDE, SIDE), overlap=0.3, max_rotation_deg=3.0)
+
+
+@contextmanager
+def passing(folder: Path) -> Iterator[Path]:
+    """A set that is removed after use."""
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run and what is to be shown of it."""
+
+    outcome: Outcome
+
+    def __getattr__(self, name: str) -> Any:
+        return self.outcome.stats[name]
+
+    def assert_kept(self, label: str, allowed_mib: float | None = None) -> None:
+        """The promise, told so that ``pytest -rP`` shows the figures."""
+        assert self.outcome.status == 0, self.outcome.err
+        figures = [
+            self.outcome.stats[name] / MIB
+            for name in ("hwm_bytes", "projected_bytes", "allowed_bytes")
+        ]
+        print(
+            "{}: measured {:.1f} ≤ projected {:.1f} ≤ allowed {:.1f} MiB".format(label, *figures),
+            f"({self.outcome.stats['seconds']['total']:.2f} s, {self.bands} bands,",
+            f"read {self.read_amplification:.2f}, opened {self.files_opened})",
+        )
+        assert figures == sorted(figures)
+        if allowed_mib is not None:
+            assert figures[-1] == allowed_mib
+
+
+def mosaic(given: object, work: Path, *words: object, **more: Any) -> Case:
+    """Make the mosaic of a set in a process of its own, and throw it away."""
+    out = work / "out.fits"
+    try:
+        words = ("mosaic", given, "-o", out, "--overwrite", *words)
+        return Case(run_witnessed(work / "report.json", *words, timeout=280, **more))
+    finally:
+        out.unlink(missing_ok=True)
+        (work / "report.json").unlink(missing_ok=True)
+        assert not list(work.glob(".*")), "something was left behind"
+
+
+# ---------------------------------------------------------------------------------- the promise
+
+
+@pytest.mark.parametrize("limit_mib", [128, 256, 1024])
+def test_36_tiles(limit_mib: int, tiles_36: Path, work: Path) -> None:
+    case = mosaic(tiles_36, work, "--memory", f"{limit_mib}MiB")
+    case.assert_kept(f"36 tiles, {limit_mib} MiB", limit_mib)
+    if limit_mib >= 256:
+        assert case.read_amplification <= 1.2
+
+
+def test_the_limit_changes_no_pixel(tiles_36: Path, work: Path) -> None:
+    digests = set()
+    for memory, threads in (("128MiB", 1), ("400MiB", 3)):
+        out = work / "pixels.fits"
+        done = run("mosaic", tiles_36, "-o", out, "--memory", memory, "--threads", threads)
+        assert done.status == 0, done.err
+        import hashlib
+
+        with fits.open(out) as hdus:
+            digest = hashlib.sha256(hdus[0].data.tobytes())
+            digest.update(hdus["COVERAGE"].data.tobytes())
+        digests.add(digest.hexdigest())
+        out.unlink()
+    assert len(digests) == 1
+
+
+def test_100_tiles(work: Path) -> None:
+    pattern = {"overlap": 0.3, "max_rotation_deg": 3.0}
+    with passing(write_set(work / "100", (10, 10), (SIDE, SIDE), **pattern)) as tiles:
+        mosaic(tiles, work, "--memory", "256MiB").assert_kept("100 tiles", 256)
+
+
+def test_36_tiles_in_colour(work: Path) -> None:
+    pattern = {"overlap": 0.3, "max_rotation_deg": 3.0}
+    with passing(write_set(work / "rgb", (6, 6), (3, SIDE, SIDE), **pattern)) as tiles:
+        mosaic(tiles, work, "--memory", "384MiB").assert_kept("36 RGB tiles", 384)
+        mosaic(tiles, work, "--memory", "384MiB", "--kernel", "lanczos3").assert_kept(
+            "36 RGB tiles, lanczos3", 384
+        )
+
+
+def test_strongly_turned_and_distorted_tiles(work: Path) -> None:
+    pattern = {"overlap": 0.5, "max_rotation_deg": 45.0, "sip_strength": 3.0}
+    with passing(write_set(work / "turned", (4, 4), (SIDE, SIDE), **pattern)) as tiles:
+        mosaic(tiles, work, "--memory", "256MiB").assert_kept("16 turned tiles", 256)
+
+
+def test_the_automatic_limit(tiles_36: Path, work: Path) -> None:
+    mosaic(tiles_36, work).assert_kept("36 tiles, automatic")
+
+
+# ---------------------------------------------------------------------- limits of the system
+
+
+def own_memory_cgroup() -> Path:
+    """The folder of this process's memory cgroup (version 1 or 2)."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if "memory" in controllers.split(","):
+            root = Path("/sys/fs/cgroup/memory")
+        elif controllers == "":
+            root = Path("/sys/fs/cgroup")
+        else:
+            continue
+        for folder in (root / path.lstrip("/"), root):
+            if (folder / "cgroup.procs").exists() and list(folder.glob("memory.*")):
+                return folder
+    pytest.fail("NOT TESTED: this machine has no memory cgroups")
+
+
+@pytest.fixture
+def cgroup() -> Iterator[Callable[[int], Path]]:
+    """Makes a memory cgroup with a limit."""
+    folder = own_memory_cgroup() / f"zmrs-test-{os.getpid()}"
+
+    def make(limit: int) -> Path:
+        try:
+            folder.mkdir()
+            name = "memory.limit_in_bytes"
+            if not (folder / name).exists():
+                name = "memory.max"
+            (folder / name).write_text(str(limit))
+        except OSError as error:
+            pytest.fail(f"NOT TESTED: no memory cgroup can be made here ({error})")
+        return folder
+
+    yield make
+    if folder.exists():
+        deadline = time.monotonic() + 5
+        while True:
+            try:
+                folder.rmdir()
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+
+
+@pytest.mark.parametrize("limit_mib", [128, 256])
+def test_inside_a_cgroup_of_that_size(
+    limit_mib: int, tiles_36: Path, work: Path, cgroup: Callable[[int], Path]
+) -> None:
+    """Dirty pages of the output count there too; the kernel would kill us."""
+    group = cgroup(limit_mib * MIB)
+
+    def enter() -> None:
+        (group / "cgroup.procs").write_text(str(os.getpid()))
+
+    case = mosaic(tiles_36, work, "--memory", f"{limit_mib}MiB", preexec_fn=enter)
+    case.assert_kept(f"36 tiles, cgroup of {limit_mib} MiB", limit_mib)
+
+
+def test_a_cgroup_is_noticed(tiles_36: Path, work: Path, cgroup: Callable[[int], Path]) -> None:
+    group = cgroup(300 * MIB)
+
+    def enter() -> None:
+        (group / "cgroup.procs").write_text(str(os.getpid()))
+
+    case = mosaic(tiles_36, work, preexec_fn=enter)
+    case.assert_kept("36 tiles, automatic in a cgroup of 300 MiB")
+    assert case.allowed_bytes == 180 * MIB
+    assert "cgroup" in case.outcome.err
+
+
+def address_space(limit: int) -> Callable[[], None]:
+    return lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+@pytest.mark.parametrize("limit_mib", [600, 1200])
+@pytest.mark.parametrize("words", [(), ("--memory", "256MiB"), ("--memory", "4GiB")])
+def test_under_ulimit_v(words: tuple[str, ...], limit_mib: int, tiles_36: Path, work: Path) -> None:
+    """Also when more is asked for than there is: an allocation that fails would end the process."""
+    case = mosaic(tiles_36, work, *words, preexec_fn=address_space(limit_mib * MIB))
+    case.assert_kept(f"36 tiles, ulimit -v {limit_mib} MiB, {' '.join(words) or 'automatic'}")
+
+
+# ---------------------------------------------------------------------------------- refusals
+
+
+def smallest_limit(outcome: Outcome) -> int:
+    """The limit in MiB that a refusal names."""
+    assert outcome.status == 3, outcome.err
+    found = re.search(r"the smallest limit that works is --memory (\d+)MiB", outcome.err)
+    assert found, outcome.err
+    return int(found[1])
+
+
+@pytest.mark.parametrize("kernel", ["bilinear", "lanczos3"])
+def test_a_refusal_is_quick_and_true(kernel: str, tiles_36: Path, work: Path) -> None:
+    words = ("--kernel", kernel, "--threads", 2)
+    began = time.monotonic()
+    refused = run("mosaic", tiles_36, "-o", work / "out.fits", "--memory", "50MiB", *words)
+    assert time.monotonic() - began < 2
+    limit = smallest_limit(refused)
+    case = mosaic(tiles_36, work, "--memory", f"{limit}MiB", *words)
+    case.assert_kept(f"36 tiles, {kernel}, the smallest limit", limit)
+    below = limit - math.ceil(MARGIN_MIB)
+    refused = run("mosaic", tiles_36, "-o", work / "out.fits", "--memory", f"{below}MiB", *words)
+    assert abs(smallest_limit(refused) - limit) <= MARGIN_MIB
+
+
+def test_the_smallest_limit_works_every_time(tiles_36: Path, work: Path) -> None:
+    """The size of an idle interpreter varies from run to run."""
+    for _ in range(5):
+        refused = run("plan", tiles_36, "--memory", "50MiB")
+        again = run("plan", tiles_36, "--memory", f"{smallest_limit(refused)}MiB")
+        assert again.status == 0, again.err
+
+
+# ------------------------------------------------------------------------------- 1,000 inputs
+
+
+@pytest.fixture(scope="module")
+def thousand(work: Path) -> Path:
+    """A thousand small frames over one small field."""
+    return write_set(work / "1000", (40, 25), (128, 128), overlap=0.97, max_rotation_deg=3.0)
+
+
+def watch(process: subprocess.Popen[str], look: Callable[[Path], int]) -> int:
+    """The most that ``look`` at the process's folder in /proc has seen."""
+    most = 0
+    folder = Path("/proc", str(process.pid))
+    while process.poll() is None:
+        try:
+            most = max(most, look(folder))
+        except OSError:
+            continue
+        time.sleep(0.002)
+    return most
+
+
+def start_quiet(*words: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "zmrs", *map(str, words)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True, env=clean_env(),
+    )  # fmt: skip
+
+
+def test_a_thousand_inputs_with_few_open_files(thousand: Path, work: Path) -> None:
+    out = work / "out.fits"
+    process = start_quiet("mosaic", thousand, "-o", out, "--memory", "256MiB")
+    most = watch(process, lambda folder: sum(1 for _ in (folder / "fd").iterdir()))
+    assert process.returncode == 0
+    out.unlink()
+    print(f"1,000 inputs: at most {most} open files")
+    assert 20 < most <= 64
+
+
+def test_a_thousand_inputs_are_opened_once(thousand: Path, work: Path) -> None:
+    case = mosaic(thousand, work, "--memory", "512MiB")
+    case.assert_kept("1,000 inputs", 512)
+    assert case.bands == 1
+    assert case.files_opened <= 2000
+    assert case.read_amplification <= 1.2
+
+
+# ------------------------------------------------------------------------------ the plan is obeyed
+
+_WITH_PLAN = """
+import json, sys
+import zmrs
+given, out, plan = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+result = zmrs.mosaic(given, out, plan=plan, memory="1GiB", overwrite=True)
+print(json.dumps({"plan": result.plan.to_dict()} | result.stats))
+"""
+
+
+def workers_of(folder: Path) -> int:
+    """Threads that compute: the one of the pass and those that it starts."""
+    names = [(task / "comm").read_text().strip() for task in (folder / "task").iterdir()]
+    return sum(name == "zmrs-pass" or re.fullmatch(r"zmrs-\d+", name) is not None for name in names)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_as_many_threads_as_planned(workers: int, tiles_36: Path, work: Path) -> None:
+    out = work / "out.fits"
+    words = (tiles_36, out, json.dumps({"cpu_workers": workers}))
+    process = subprocess.Popen(
+        [sys.executable, "-c", _WITH_PLAN, *map(str, words)],
+        stdout=subprocess.PIPE, text=True, env=clean_env(),
+    )  # fmt: skip
+    most = watch(process, workers_of)
+    text, _ = process.communicate()
+    stats = json.loads(text)
+    out.unlink()
+    assert process.returncode == 0
+    assert most == stats["workers"] == stats["plan"]["cpu_workers"] == workers
+
+
+@pytest.mark.parametrize("chunk_mib", [32, 48])
+def test_no_chunk_is_larger_than_planned(chunk_mib: int, tiles_36: Path, work: Path) -> None:
+    plan = json.dumps({"cpu_workers": 2, "max_chunk_bytes": chunk_mib * MIB})
+    done = run_code(_WITH_PLAN, tiles_36, work / "out.fits", plan)
+    (work / "out.fits").unlink()
+    assert done.status == 0, done.err
+    stats = json.loads(done.out)
+    chunk = stats["plan"]["max_chunk_bytes"]
+    assert chunk <= chunk_mib * MIB
+    # What was leased besides the chunk is in the other terms of the projection.
+    others = stats["projected_bytes"] - chunk
+    assert stats["leased_peak_bytes"] - others <= chunk_mib * MIB
+
+
+# ------------------------------------------------------------------------- the Python interface
+
+_ADDS = """
+import json, sys
+from pathlib import Path
+import numpy as np
+import zmrs
+
+def status(field):
+    text = Path("/proc/self/status").read_text()
+    return int(text.split(field + ":")[1].split()[0]) << 10
+
+ballast = np.ones(300 << 17)
+before = status("VmRSS")
+keywords = json.loads(sys.argv[3])
+result = zmrs.mosaic(sys.argv[1], sys.argv[2] or None, memory="160MiB", **keywords)
+print(json.dumps({"added": status("VmHWM") - before} | result.stats))
+"""
+
+
+@pytest.mark.parametrize("into_a_file", [True, False])
+def test_a_call_adds_no_more_than_allowed(into_a_file: bool, tiles_36: Path, work: Path) -> None:
+    """What the process held before is not counted, the arrays of the result are."""
+    out = work / "out.fits"
+    size = {"size": [6000, 6000]} if into_a_file else {"size": [2500, 2500]}
+    done = run_code(_ADDS, tiles_36, out if into_a_file else "", json.dumps(size))
+    out.unlink(missing_ok=True)
+    assert done.status == 0, done.err
+    stats = json.loads(done.out)
+    print(f"added {stats['added'] / MIB:.1f} of 160 MiB, {stats['bands']} bands")
+    assert stats["added"] <= 160 * MIB
+    assert stats["allowed_bytes"] > 400 * MIB
+    assert stats["peak_bytes"] <= stats["projected_bytes"] <= stats["allowed_bytes"]
+
+
+def test_result_arrays_that_do_not_fit_are_refused(tiles_36: Path) -> None:
+    code = "import sys, zmrs; zmrs.mosaic(sys.argv[1], memory='256MiB')"
+    done = run_code(code, tiles_36)
+    assert done.status == 1
+    assert "zmrs.errors.BudgetError" in done.err
+    assert "result arrays" in done.err
