@@ -75,7 +75,8 @@ def sample(image: Array, x: Array, y: Array, kernel: str) -> Array:
     image = np.asarray(image, np.float64)
     height, width = image.shape
     x, y = _snap(x), _snap(y)
-    inside = (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)
+    edge = 0.5 + SNAP_PX  # an edge through pixel centres must not fray
+    inside = (x >= -edge) & (x <= width - 1 + edge) & (y >= -edge) & (y <= height - 1 + edge)
     x = np.clip(np.where(inside, x, 0.0), 0, width - 1)  # the outer half pixel
     y = np.clip(np.where(inside, y, 0.0), 0, height - 1)
     column, row = np.floor(x).astype(int), np.floor(y).astype(int)

@@ -12,7 +12,7 @@ from zmrs.pipeline import Result, make_mosaic
 from zmrs.plan import Plan, parse_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
     from zmrs.events import Event
 
@@ -28,7 +28,7 @@ def mosaic(
     kernel: str = "bilinear",
     combine: str = "mean",
     match: str = "none",
-    weights: Sequence[Any] | None = None,
+    weights: Iterable[Any] | None = None,
     wcs: Any = None,
     shape: tuple[int, int] | None = None,
     plan: Any = None,
@@ -57,11 +57,11 @@ def mosaic(
     match
         Photometric matching: ``none``.
     weights
-        One per input: None, a number above 0, or an array (H, W) of the input's shape in which
+        One per entry of `inputs`: None, a number above 0, or an array (H, W) of its shape in which
         values not above 0, and NaN, mark invalid pixels.
     wcs, shape
-        Output grid: an `astropy.wcs.WCS` and its (H, W), or the path of a template; None is the
-        optimal grid of the inputs.
+        Output grid: an `astropy.wcs.WCS` or a header with its (H, W), or the path of a template;
+        None is the optimal grid of the inputs.
     plan
         Resources: a `zmrs.Plan`, any object or mapping with its fields; None makes one.
     overwrite
@@ -93,29 +93,58 @@ def mosaic(
             raise UsageError(f"{name}: '{value}' is not one of {', '.join(known)}.")
     if isinstance(inputs, str | Path):
         inputs = [inputs]
-    given_plan = None if plan is None else Plan.from_phase5(plan)
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads: {threads} cannot work; give at least 1.")
+    template = str(wcs) if isinstance(wcs, str | Path) else None
     chosen = Options(
-        memory=parse_size(memory) if isinstance(memory, str) else memory,
+        memory=_bytes(memory),
         threads=threads,
         kernel=kernel,
         combine=combine,
         match=match,
         overwrite=overwrite,
-        wcs=wcs if isinstance(wcs, str) else None,
+        wcs=template,
         **options,
     )
-    grid = None
-    if wcs is not None and not isinstance(wcs, str | Path):
-        if shape is None:
-            raise UsageError("shape: an output WCS needs the shape (H, W) of the output with it.")
-        grid = (wcs, shape)
     return make_mosaic(
         inputs,
         None if output is None else Path(output),
         chosen,
-        grid=grid,
-        weights=weights,
-        plan=given_plan,
+        grid=_grid(wcs, shape) if template is None else None,
+        weights=None if weights is None else list(weights),
+        plan=None if plan is None else Plan.from_phase5(plan),
         held_bytes=probe.resident_bytes(),
         listener=progress,
     )
+
+
+def _bytes(memory: int | float | str | None) -> int | float | None:
+    """A memory limit as `zmrs.config.Options` takes it."""
+    if memory is None:
+        return None
+    if isinstance(memory, str):
+        return parse_size(memory)
+    whole = not isinstance(memory, bool) and memory >= 1 and float(memory).is_integer()
+    if not whole:
+        raise UsageError(f"memory: {memory!r} is no number of bytes; give one, or '512MiB'.")
+    return int(memory)
+
+
+def _grid(wcs: Any, shape: tuple[int, int] | None) -> tuple[Any, tuple[int, int]] | None:
+    """An output grid from a WCS or a header, and a shape."""
+    if wcs is None:
+        if shape is not None:
+            raise UsageError("shape: it needs the output WCS with it; for a size alone use size=.")
+        return None
+    if not hasattr(wcs, "has_celestial"):
+        from astropy.io.fits import Header  # noqa: PLC0415  (late: 0.3 s)
+        from astropy.wcs import WCS  # noqa: PLC0415
+
+        if not isinstance(wcs, Header):
+            raise UsageError(f"wcs: a {type(wcs).__name__} is no WCS; give one, or a file's name.")
+        wcs = WCS(wcs)
+    if not wcs.has_celestial:
+        raise UsageError("wcs: the output WCS is not celestial.")
+    if shape is None or len(shape) != 2 or min(shape) < 1:
+        raise UsageError(f"shape: the output WCS needs the (H, W) of the output, not {shape}.")
+    return wcs, (int(shape[0]), int(shape[1]))

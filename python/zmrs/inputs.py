@@ -13,15 +13,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zmrs import _zmrs
-from zmrs.errors import InputError
-from zmrs.scan import InputImage, LeftOut, Meta, Scan, Storage, scan_inputs
+from zmrs.errors import InputError, UsageError
+from zmrs.io.headers import Cards, UnusableError
+from zmrs.io.wcs import header_wcs
+from zmrs.scan import InputImage, LeftOut, Meta, Scan, Storage, meta_of, scan_inputs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
 __all__ = ["ArrayImage", "Image", "decompress", "gather", "source_of", "weight_of"]
+
+_LEAST_WEIGHT = 1e-30
+"""Sums of smaller weights would vanish in the single-precision coverage."""
 
 _DTYPES = {
     "u1": 8,
@@ -81,49 +86,66 @@ def shape_of(image: Image) -> tuple[int, int]:
 
 @dataclass
 class Gathered:
-    """Usable images in job order, the others, and warnings about the whole."""
+    """Usable images in job order with what weighs each, the others, and warnings."""
 
     images: list[Image]
+    weights: list[Any]
     left_out: list[LeftOut]
     warnings: list[str]
 
+    def take(self, scan: Scan, weight: Any) -> None:
+        """Add the images of a scan."""
+        self.images += scan.images
+        self.weights += [weight] * len(scan.images)
+        self.left_out += scan.left_out
+        self.warnings += scan.warnings
 
-def gather(inputs: Iterable[Any], *, hdu: str | None, recursive: bool) -> Gathered:
-    """Images from paths, HDUs, ``(array, wcs)`` pairs and ``NDData``, in the order given."""
-    number = int(hdu) if hdu is not None and hdu.lstrip("+").isdigit() else hdu
-    found = Gathered([], [], [])
+
+def gather(
+    given: Sequence[Any],
+    *,
+    hdu: str | int | None,
+    recursive: bool,
+    weights: Sequence[Any] | None = None,
+) -> Gathered:
+    """Images from paths, HDUs, ``(array, wcs)`` pairs and ``NDData``, in the order given.
+
+    `weights` belong to the inputs as given; all images of a folder or glob share one.
+    """
+    number = int(str(hdu)) if str(hdu).lstrip("+").isdigit() else hdu
+    if weights is not None and len(weights) != len(given):
+        raise UsageError(f"{len(weights)} weights were given for {len(given)} inputs.")
+    found = Gathered([], [], [], [])
+    # Neighbouring paths of equal weight are scanned together, which finds files named twice.
     paths: list[str] = []
-
-    def flush() -> None:
-        if paths:
-            scan: Scan = scan_inputs(paths, number, recursive)
-            found.images += scan.images
-            found.left_out += scan.left_out
-            found.warnings += scan.warnings
-            paths.clear()
-
-    for position, item in enumerate(inputs, start=1):
-        if isinstance(item, str | Path):
+    shared: Any = None
+    for position, item in enumerate(given):
+        weight = None if weights is None else weights[position]
+        is_path = isinstance(item, str | Path)
+        if paths and not (is_path and weight is shared):
+            found.take(scan_inputs(paths, number, recursive), shared)
+            paths = []
+        if is_path:
             paths.append(str(item))
+            shared = weight
         else:
-            flush()
-            found.images.append(_from_object(item, f"input {position}"))
-    flush()
+            found.images.append(_from_object(item, f"input {position + 1}"))
+            found.weights.append(weight)
+    if paths:
+        found.take(scan_inputs(paths, number, recursive), shared)
     return found
 
 
 def _from_object(item: Any, name: str) -> ArrayImage:
-    """An image from a pair, an HDU or an NDData."""
+    """An image from a pair, an NDData or an HDU."""
     mask, meta = None, Meta()
     if isinstance(item, tuple) and len(item) == 2:
         pixels, wcs = item
-    elif hasattr(item, "header") and hasattr(item, "data"):
-        from astropy.wcs import WCS  # noqa: PLC0415  (late: 0.3 s)
-
-        pixels, wcs = item.data, WCS(item.header)
-        meta = Meta(exptime=item.header.get("EXPTIME"), filter=item.header.get("FILTER"))
     elif hasattr(item, "wcs") and hasattr(item, "data"):
         pixels, wcs, mask = item.data, item.wcs, getattr(item, "mask", None)
+    elif hasattr(item, "header") and hasattr(item, "data"):
+        pixels = item.data
+        wcs, meta = _from_header(item.header, name)
     else:
         raise InputError(
             f"{name}: a {type(item).__name__} is no image; give a path, an HDU, an (array, wcs) "
@@ -131,11 +153,26 @@ def _from_object(item: Any, name: str) -> ArrayImage:
         )
     if pixels is None or wcs is None or not getattr(wcs, "has_celestial", False):
         raise InputError(f"{name}: it lacks pixels or a celestial WCS; give it both.")
+    if isinstance(pixels, np.ma.MaskedArray):
+        hidden = np.ma.getmaskarray(pixels)
+        mask = hidden if mask is None else hidden | mask
+        pixels = pixels.data
     pixels = np.asarray(pixels)
     if mask is not None:
-        pixels = np.where(mask, np.nan, pixels).astype(np.float32)
+        pixels = np.where(mask, np.nan, pixels)
     pixels = _planes(pixels, name)
     return ArrayImage(name, pixels, wcs.celestial if wcs.naxis > 2 else wcs, meta)
+
+
+def _from_header(header: Any, name: str) -> tuple[Any, Meta]:
+    """The WCS and the rest of an HDU's header, read as that of a file is."""
+    cards = Cards(header.tostring().encode("ascii", "replace"))
+    axes = [n for n in range(1, int(header.get("NAXIS", 0)) + 1) if header[f"NAXIS{n}"] != 1]
+    try:
+        wcs, _ = header_wcs(cards, axes)
+    except UnusableError as error:
+        raise InputError(f"{name}: {error}") from error
+    return wcs, meta_of(cards, cards, wcs)
 
 
 def _planes(pixels: NDArray[Any], name: str) -> NDArray[Any]:
@@ -168,8 +205,11 @@ def weight_of(weight: Any, image: Image) -> tuple[float, _zmrs.Source | None]:
         return 1.0, None
     if np.ndim(weight) == 0:
         scalar = float(weight)
-        if not (np.isfinite(scalar) and scalar > 0):
-            raise InputError(f"{image.name}: its weight is {weight}; give one above 0.")
+        if not _LEAST_WEIGHT <= scalar <= 1 / _LEAST_WEIGHT:
+            raise InputError(
+                f"{image.name}: its weight is {weight}; give one above 0 that single precision "
+                "can hold."
+            )
         return scalar, None
     weights = np.asarray(weight)
     if weights.shape != shape_of(image):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zmrs import _zmrs, inputs, probe
-from zmrs.errors import InputError, UsageError, ZmrsError
+from zmrs.errors import InputError, ZmrsError
 from zmrs.events import Stage
 from zmrs.io import cards, output
 from zmrs.plan import Allowance, Plan, allowance, make_plan
@@ -156,7 +156,7 @@ def prepare(
     grid
         WCS and (H, W) of the output, instead of the grid that the options lead to.
     weights
-        One per input: None, a number or an array of its shape.
+        One per input as given: None, a number or an array of its shape.
     plan
         Resources to use instead of those that the options lead to.
     held_bytes
@@ -177,7 +177,8 @@ def prepare(
     allowed = allowance(options.memory, probe.memory_limits(), held_bytes)
 
     clock = _Clock(seconds)
-    gathered = inputs.gather(given, hdu=options.hdu, recursive=options.recursive)
+    given = list(given)
+    gathered = inputs.gather(given, hdu=options.hdu, recursive=options.recursive, weights=weights)
     images = _usable(gathered, options)
     channels = inputs.check_channels(images)
     _warn_of_mixtures(images)
@@ -187,7 +188,7 @@ def prepare(
     log.info("grid %s", chosen.description())
     clock.lap("grid")
 
-    placed, off_grid = _place(images, chosen, weights, scratch or _no_scratch, listener)
+    placed, off_grid = _place(images, gathered.weights, chosen, scratch or _no_scratch, listener)
     _leave_out([left.reason for left in off_grid], len(placed), options)
     clock.lap("geometry")
 
@@ -208,7 +209,7 @@ def prepare(
     )
     plan, allowed = _settle_plan(plan, allowed, options)
     reserved = probe.resident_bytes()
-    layout = _zmrs.fit(job, plan, reserved, in_memory)
+    layout = _zmrs.fit(job, plan, reserved, allowed.held_bytes, in_memory)
     plan = plan.replace(rows_per_chunk=layout.band_rows, max_chunk_bytes=layout.chunk_bytes)
     log.info(
         "plan=%s %s memory_mb=%.2f (%s)",
@@ -335,16 +336,14 @@ def _choose_grid(
 
 def _place(
     images: Sequence[inputs.Image],
+    weights: Sequence[Any],
     grid: Grid,
-    weights: Sequence[Any] | None,
     scratch: Callable[[], Path],
     listener: Listener,
 ) -> tuple[list[Placed], list[LeftOut]]:
     """Where every input lies on the grid; those that do not touch it are left out."""
     from zmrs.coordinates import locate  # noqa: PLC0415
 
-    if weights is not None and len(weights) != len(images):
-        raise UsageError(f"{len(weights)} weights were given for {len(images)} usable inputs.")
     stage = Stage(listener, "geometry", len(images), "files")
     placed, left_out = [], []
     for number, image in enumerate(images):
@@ -356,7 +355,7 @@ def _place(
             )
             left_out.append(LeftOut(image.name, reason))
         else:
-            weight, weight_map = inputs.weight_of(weights[number] if weights else None, image)
+            weight, weight_map = inputs.weight_of(weights[number], image)
             placed.append(Placed(image, geometry, inputs.source_of(image), weight, weight_map))
             if geometry.exact_fraction > 0.5:
                 log.warning(

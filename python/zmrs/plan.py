@@ -64,10 +64,13 @@ class Allowance:
         The most that the whole process may hold resident.
     reason
         Where the figure comes from, in words.
+    held_bytes
+        The part of it that the caller's own figure does not count.
     """
 
     bytes: int
     reason: str
+    held_bytes: int = 0
 
 
 def allowance(
@@ -86,13 +89,15 @@ def allowance(
     """
     least = min(limits, key=lambda limit: limit.bytes, default=None)
     if isinstance(asked, int):
-        return Allowance(asked + held_bytes, "as asked")
+        return Allowance(asked + held_bytes, "as asked", held_bytes)
     if least is None:
-        return Allowance((1 << 30) + held_bytes, "1 GiB, because no limit of the system is known")
+        return Allowance(
+            (1 << 30) + held_bytes, "1 GiB, because no limit of the system is known", held_bytes
+        )
     share = AUTO_FRACTION if asked is None else asked
     # What the process holds already would count against its own share otherwise.
     size = held_bytes + int((least.bytes - held_bytes) * share)
-    return Allowance(size, f"{share:.0%} of the {least.source}")
+    return Allowance(size, f"{share:.0%} of the {least.source}", held_bytes)
 
 
 def make_plan(allowed: Allowance, workers: int) -> Plan:

@@ -300,7 +300,7 @@ def _blank(hdu: Hdu) -> tuple[int | None, list[str]]:
     return blank, [f"{keyword} {found[0]!r} is not an integer; read as {blank}."]
 
 
-def _meta(cards: Cards, primary: Cards, wcs: WCS) -> Meta:
+def meta_of(cards: Cards, primary: Cards, wcs: WCS) -> Meta:
     """Collect what the output inherits; what the extension does not say, the primary may."""
 
     def first(read: Callable[[Cards, str], Any], *keywords: str) -> Any:
@@ -339,7 +339,7 @@ def _scan_file(path: str, hdu: int | str | None, from_directory: bool) -> InputI
                 "it is a mosaic made by zmrs", "name the file itself if it is meant as an input"
             )
         storage, notes = _storage(path, chosen, sky, source)
-    meta = _meta(chosen.cards, primary, sky.wcs)
+    meta = meta_of(chosen.cards, primary, sky.wcs)
     return InputImage(path, storage, sky.wcs, meta, (*sky.notes, *notes))
 
 

@@ -150,8 +150,9 @@ def _seen_before(path: str, seen: dict[tuple[int, int], set[str] | str]) -> bool
     except OSError:
         return False
     inode = (status.st_dev, status.st_ino)
-    known = seen.setdefault(inode, path)
-    if known is path:
+    known = seen.get(inode)
+    if known is None:
+        seen[inode] = path
         return False
     real_paths = {os.path.realpath(known)} if isinstance(known, str) else known
     seen[inode] = real_paths

@@ -149,6 +149,7 @@ def header_wcs(
     """
     found = _collect(cards.raw)
     _check_ctypes(found, kept_axes)
+    _fold_matrix(found)
     # SIP of order 1 or 0 is no distortion; astropy's own reading knows the rules for the rest.
     has_pv = any(k.startswith("PV") for k in found.numbers)
     odd = bool(found.sip) and (has_pv or not _sip_is_plain(found.sip))
@@ -157,6 +158,25 @@ def header_wcs(
         wcs.sip = _sip(found)
     _check_wcs(wcs)
     return wcs, found.notes + _sip_notes(wcs) + _matrix_notes(found)
+
+
+def _fold_matrix(found: _WcsCards) -> None:
+    """Turn CDELT and PC of a TPV header into CD cards.
+
+    The TPV polynomial takes degrees; with CDELT and PC wcslib gives it what stands before CDELT.
+    """
+    is_tpv = any(ctype.endswith("-TPV") for ctype in found.ctypes.values())
+    if not is_tpv or any(key.startswith("CD1_") for key in found.numbers):
+        return
+    if any(key.startswith("CROTA") for key in found.numbers):
+        raise UnusableError("its TPV distortion comes with CROTA instead of a CD matrix", _REPAIR)
+    cards = [card for card in found.core if not re.match(rb"PC\d|CDELT", card)]
+    for i in (1, 2):
+        for j in (1, 2):
+            element = found.numbers.get(f"PC{i}_{j}", float(i == j))
+            value = element * found.numbers.get(f"CDELT{i}", 1.0)
+            cards.append(f"CD{i}_{j}   = {value:>20.13E}".ljust(CARD_BYTES).encode())
+    found.core[:] = cards
 
 
 def _check_ctypes(found: _WcsCards, kept_axes: Sequence[int]) -> None:

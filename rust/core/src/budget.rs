@@ -119,17 +119,18 @@ impl Projection {
         largest.copied().unwrap_or(("nothing", 0))
     }
 
-    /// The sentence that refuses a job: what it needs, which term is worst, what would work.
-    pub fn refusal(&self, allowed: u64) -> Error {
+    /// The sentence that refuses a job: what it needs, which term is worst, what would work. The
+    /// caller's limit does not count `held` bytes.
+    pub fn refusal(&self, allowed: u64, held: u64) -> Error {
         let (name, bytes) = self.worst();
-        let mib = |b: u64| b.div_ceil(MIB);
+        let mib = |b: u64| b.saturating_sub(held).div_ceil(MIB);
         Error::Budget(format!(
             "the job does not fit: it needs {} MiB even in its smallest blocks but only {} MiB are \
              allowed (largest term: {name}, {} MiB); the smallest limit that works is --memory \
              {}MiB",
             mib(self.total()),
-            allowed / MIB,
-            mib(bytes),
+            allowed.saturating_sub(held) / MIB,
+            bytes.div_ceil(MIB),
             mib(self.total()),
         ))
     }

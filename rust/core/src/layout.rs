@@ -8,7 +8,6 @@
 use std::collections::HashSet;
 use std::ops::Range;
 
-use crate::Result;
 use crate::budget::Projection;
 use crate::coadd::TileBuffers;
 use crate::geom::Rect;
@@ -17,6 +16,7 @@ use crate::parallel::STACK_BYTES;
 use crate::plan::Plan;
 use crate::resample::SLACK;
 use crate::source::{self, READ_CHUNK_BYTES, Source, Store};
+use crate::{Error, Result};
 
 /// Rows of a band when memory is plentiful: taller bands leave the last-level cache and gain
 /// nothing, since rows that two bands share are kept (`make bench`, stage "bands").
@@ -315,9 +315,10 @@ pub struct Fitted {
 /// The tallest bands, and the widest blocks, that fit the plan's memory.
 ///
 /// `reserved` are terms that exist beside the engine's: the process itself, arrays of the caller.
+/// `held_bytes` are not counted by whoever set the limit; messages leave them out.
 /// Refuses with [`Error::Budget`], naming
 /// the smallest limit that works, before anything is allocated.
-pub fn fit(job: &Job, plan: &Plan, reserved: &Projection) -> Result<Fitted> {
+pub fn fit(job: &Job, plan: &Plan, reserved: &Projection, held_bytes: u64) -> Result<Fitted> {
     job.validate()?;
     let fixed = fixed_terms(job, plan, reserved);
     let allowed = plan.memory_bytes.unwrap_or(u64::MAX);
@@ -371,7 +372,17 @@ pub fn fit(job: &Job, plan: &Plan, reserved: &Projection) -> Result<Fitted> {
     };
     match (best, smallest) {
         (Some(found), _) => Ok(project(found)),
-        (None, Some(least)) => Err(project(least).projection.refusal(allowed)),
+        (None, Some(least)) => {
+            let least = project(least);
+            if least.projection.total() <= allowed {
+                return Err(Error::Budget(format!(
+                    "the plan's max_chunk_bytes of {chunk} bytes is too small: the smallest \
+                     blocks take {} bytes",
+                    least.chunk_bytes
+                )));
+            }
+            Err(least.projection.refusal(allowed, held_bytes))
+        }
         (None, None) => unreachable!("every layout either fits or does not"),
     }
 }

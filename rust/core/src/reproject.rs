@@ -148,7 +148,8 @@ fn exact_row<'a>(
 
 /// From coordinates in the frame to positions in a window.
 struct Clip {
-    /// Positions beyond these are outside the frame: half a pixel past its outermost centres.
+    /// Positions beyond these are outside the frame: half a pixel past its outermost centres, and
+    /// a little more, so that rounding does not fray an edge that runs through pixel centres.
     outside: [f64; 2],
     low: [f64; 2],
     high: [f64; 2],
@@ -166,7 +167,7 @@ impl Clip {
         let least = [window.x0 + reach - 1, window.y0 + reach - 1].map(|v| v as f64);
         let past = [window.x1 - reach, window.y1 - reach].map(|v| v as f64);
         Self {
-            outside: [frame[0] - 0.5, frame[1] - 0.5],
+            outside: frame.map(|n| n - 0.5 + SNAP_PX),
             low: [least[0].max(0.0), least[1].max(0.0)],
             high: [0, 1].map(|k: usize| {
                 let last = frame[k] - 1.0;
@@ -206,7 +207,10 @@ impl Clip {
     #[inline(always)]
     fn position(&self, x: f64, y: f64) -> (u32, f32, f32) {
         let (x, y) = (snap(x), snap(y));
-        let inside = (x >= -0.5) & (y >= -0.5) & (x <= self.outside[0]) & (y <= self.outside[1]);
+        let inside = (x >= -0.5 - SNAP_PX)
+            & (y >= -0.5 - SNAP_PX)
+            & (x <= self.outside[0])
+            & (y <= self.outside[1]);
         // In this order a NaN becomes the lower bound.
         let clamp = |v: f64, k: usize| {
             let v = if v > self.low[k] { v } else { self.low[k] };

@@ -18,8 +18,10 @@ const DEGREE: usize = 9;
 /// Most taps in a row.
 const MOST: usize = 6;
 
-/// The taps of a kernel as polynomials in t = 2 · fraction − 1, lowest power first.
+/// The taps of a kernel: `at_centre + f · q(t)`, with the polynomial q in t = 2 f − 1, lowest power
+/// first. In this form they are exactly 1 and 0 at the centre of a pixel, f = 0.
 pub struct TapTable {
+    at_centre: [f32; MOST],
     coefficients: [[f32; DEGREE + 1]; MOST],
 }
 
@@ -27,32 +29,38 @@ impl TapTable {
     /// The table of a kernel; it is not used by those that are not separable.
     pub fn new(kernel: Kernel) -> Self {
         let radius = kernel.radius();
-        let mut coefficients = [[0.0; DEGREE + 1]; MOST];
-        for (k, row) in coefficients.iter_mut().enumerate().take(2 * radius) {
+        let mut table = Self { at_centre: [0.0; MOST], coefficients: [[0.0; DEGREE + 1]; MOST] };
+        for k in 0..2 * radius {
             // Tap k sits at pixel k − (radius − 1), the position at the fraction.
-            let distance = |fraction: f64| fraction - (k as f64 - (radius as f64 - 1.0));
-            let tap = |t: f64| {
-                let x = distance(f64::midpoint(t, 1.0));
+            let tap = |fraction: f64| {
+                let x = fraction - (k as f64 - (radius as f64 - 1.0));
                 match kernel {
                     Kernel::Bicubic => keys(x),
                     _ => lanczos(x, radius as f64),
                 }
             };
-            *row = interpolate(tap).map(|c| c as f32);
+            let at_centre = if k == radius - 1 { 1.0 } else { 0.0 };
+            table.at_centre[k] = at_centre as f32;
+            let quotient = |t: f64| {
+                let fraction = f64::midpoint(t, 1.0);
+                (tap(fraction) - at_centre) / fraction
+            };
+            table.coefficients[k] = interpolate(quotient).map(|c| c as f32);
         }
-        Self { coefficients }
+        table
     }
 
     #[inline(always)]
     fn taps<const N: usize>(&self, fractions: &[f32; RUN], taps: &mut [[f32; RUN]; N]) {
-        for (row, c) in taps.iter_mut().zip(&self.coefficients) {
+        for (k, row) in taps.iter_mut().enumerate() {
+            let (c, at_centre) = (&self.coefficients[k], self.at_centre[k]);
             for (tap, fraction) in row.iter_mut().zip(fractions) {
                 let t = 2.0 * fraction - 1.0;
-                let mut value = c[DEGREE];
+                let mut quotient = c[DEGREE];
                 for power in (0..DEGREE).rev() {
-                    value = value * t + c[power];
+                    quotient = quotient * t + c[power];
                 }
-                *tap = value;
+                *tap = at_centre + fraction * quotient;
             }
         }
     }
@@ -248,7 +256,7 @@ mod tests {
             let flat = [7.25; 64];
             assert!((at(kernel, &flat, 8, 27, 0.3, 0.8) - 7.25).abs() < 1e-5);
             let ramp: Vec<f32> = (0..64).map(|k| k as f32).collect();
-            assert!((at(kernel, &ramp, 8, 27, 0.0, 0.0) - 27.0).abs() < 1e-4, "{kernel:?}");
+            assert_eq!(at(kernel, &ramp, 8, 27, 0.0, 0.0), 27.0, "{kernel:?}");
         }
     }
 

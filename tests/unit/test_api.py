@@ -1,0 +1,134 @@
+"""The Python interface takes what it promises, and refuses the rest with one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from astropy.nddata import CCDData, NDData
+
+import sky
+import zmrs
+from zmrs.errors import BudgetError, InputError, UsageError
+from zmrs.simulate import make_frame_wcs
+
+SHAPE = (40, 50)
+
+
+@pytest.fixture
+def wcs() -> Any:
+    return sky.frame_wcs(SHAPE)
+
+
+@pytest.fixture
+def image() -> np.ndarray[Any, Any]:
+    return np.random.default_rng(1).normal(100.0, 5.0, SHAPE).astype(np.float32)
+
+
+def test_every_kind_of_input_gives_the_same_mosaic(tmp_path: Path, image: Any, wcs: Any) -> None:
+    path = sky.write_image(tmp_path / "a.fits", image, wcs)
+    with fits.open(path, memmap=False) as hdus:
+        hdu = hdus[0].copy()
+    kinds = [
+        path,
+        str(path),
+        hdu,
+        (image, wcs),
+        (image[None], wcs),
+        NDData(image, wcs=wcs),
+        CCDData(image, wcs=wcs, unit="adu"),
+    ]
+    wanted = zmrs.mosaic([(image, wcs)], wcs=wcs, shape=SHAPE).data
+    for kind in kinds:
+        got = zmrs.mosaic([kind], wcs=wcs, shape=SHAPE)
+        np.testing.assert_array_equal(got.data, wanted, err_msg=str(type(kind)))
+    np.testing.assert_array_equal(wanted, image)
+
+
+def test_a_distorted_colour_hdu_is_read_as_its_file_is(tmp_path: Path, wcs: Any) -> None:
+    bent = make_frame_wcs(sky.CENTER_DEG, 2.0, 10.0, SHAPE, sip_strength=2.0)
+    header = bent.to_header(relax=True)
+    header["EXPTIME"], header["FILTER"] = "10.0", "R"
+    cube = np.ones((3, *SHAPE), np.float32)
+    hdu = fits.PrimaryHDU(cube, header)
+    hdu.writeto(tmp_path / "cube.fits")
+    from_hdu = zmrs.mosaic([hdu])
+    from_file = zmrs.mosaic([tmp_path / "cube.fits"])
+    assert from_hdu.data.tobytes() == from_file.data.tobytes()
+    assert from_hdu.inputs[0].exposure_s == from_file.inputs[0].exposure_s
+
+
+def test_masks_of_nddata_and_masked_arrays_add_up(image: Any, wcs: Any) -> None:
+    hidden = np.zeros(SHAPE, bool)
+    hidden[3, 4] = True
+    masked = np.ma.masked_array(image.astype(np.int16), hidden)
+    result = zmrs.mosaic([(masked, wcs)], wcs=wcs, shape=SHAPE)
+    np.testing.assert_array_equal(np.isnan(result.data), hidden)
+
+
+def test_weights_belong_to_the_inputs_as_given(tmp_path: Path, image: Any, wcs: Any) -> None:
+    good = [sky.write_image(tmp_path / f"{k}.fits", image, wcs) for k in range(2)]
+    bad = tmp_path / "bad.fits"
+    bad.write_bytes(b"no fits")
+    for weights in ([1, 7, 3], np.array([1.0, 7.0, 3.0]), iter([1, 7, 3])):
+        result = zmrs.mosaic([good[0], bad, good[1]], weights=weights)
+        assert result.coverage.max() == 4.0
+    with pytest.raises(UsageError, match="2 weights were given for 3 inputs"):
+        zmrs.mosaic([good[0], bad, good[1]], weights=[1, 2])
+    for weight in (0, -1, float("nan"), 1e-60):
+        with pytest.raises(InputError, match="its weight is"):
+            zmrs.mosaic([good[0]], weights=[weight])
+
+
+def test_grids_come_as_wcs_header_or_template(tmp_path: Path, image: Any, wcs: Any) -> None:
+    template = sky.write_image(tmp_path / "grid.fits", np.zeros((30, 30), np.float32), wcs)
+    shapes = [
+        zmrs.mosaic([(image, wcs)], wcs=wcs, shape=(30, 30)).data,
+        zmrs.mosaic([(image, wcs)], wcs=wcs.to_header(), shape=(30, 30)).data,
+        zmrs.mosaic([(image, wcs)], wcs=template).data,
+        zmrs.mosaic([(image, wcs)], wcs=str(template)).data,
+    ]
+    for data in shapes:
+        np.testing.assert_array_equal(data, image[:30, :30])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"wcs": 7}, "wcs: a int is no WCS"),
+        ({"shape": (3, 3)}, "shape: it needs the output WCS"),
+        ({"wcs": "wcs", "shape": (0, 3)}, "shape: the output WCS needs"),
+        ({"wcs": "wcs"}, "shape: the output WCS needs"),
+        ({"memory": True}, "memory: True"),
+        ({"memory": 0}, "memory: 0"),
+        ({"memory": float("nan")}, "memory: nan"),
+        ({"memory": "300"}, "lacks a unit"),
+        ({"threads": 0}, "threads: 0"),
+        ({"kernel": "cubic"}, "kernel: 'cubic'"),
+        ({"combine": "median"}, "combine: 'median'"),
+    ],
+)
+def test_nonsense_is_refused_by_name(image: Any, wcs: Any, options: Any, message: str) -> None:
+    if options.get("wcs") == "wcs":
+        options = options | {"wcs": wcs}
+    with pytest.raises(UsageError, match=message):
+        zmrs.mosaic([(image, wcs)], **options)
+
+
+def test_a_refusal_names_a_limit_that_works_in_the_callers_terms(image: Any, wcs: Any) -> None:
+    with pytest.raises(BudgetError) as refusal:
+        zmrs.mosaic([(image, wcs)], memory=2_000_000)
+    least = str(refusal.value).rsplit("--memory ", 1)[1]
+    # Between the two calls the process itself may have grown a little.
+    enough = f"{int(least.removesuffix('MiB')) + 2}MiB"
+    assert zmrs.mosaic([(image, wcs)], memory=enough).data.shape == SHAPE
+    with pytest.raises(BudgetError, match="max_chunk_bytes of 1000 bytes is too small"):
+        zmrs.mosaic([(image, wcs)], plan={"max_chunk_bytes": 1000})
+
+
+def test_hdu_may_be_a_number(tmp_path: Path, image: Any, wcs: Any) -> None:
+    path = sky.write_image(tmp_path / "a.fits", image, wcs)
+    assert zmrs.mosaic([path], hdu=0).data.shape == SHAPE
