@@ -89,6 +89,9 @@ def allowance(
     """
     least = min(limits, key=lambda limit: limit.bytes, default=None)
     if isinstance(asked, int):
+        wall = min((x for x in limits if x.is_hard), key=lambda x: x.bytes, default=None)
+        if wall is not None and wall.bytes < asked + held_bytes:
+            return Allowance(wall.bytes, f"as asked, but cut to the {wall.source}", held_bytes)
         return Allowance(asked + held_bytes, "as asked", held_bytes)
     if least is None:
         return Allowance(

@@ -32,10 +32,13 @@ class MemoryLimit:
         Where it comes from, in words.
     bytes
         The most that the process may hold, what it holds already included.
+    is_hard
+        Whether the system ends or refuses a process that goes beyond.
     """
 
     source: str
     bytes: int
+    is_hard: bool = False
 
 
 def resident_bytes() -> int:
@@ -72,7 +75,7 @@ def memory_limits() -> list[MemoryLimit]:
     limits += _cgroup_limits()
     headroom = _address_space_headroom()
     if headroom is not None:
-        limits.append(MemoryLimit("address-space limit (ulimit -v)", here + headroom))
+        limits.append(MemoryLimit("address-space limit (ulimit -v)", here + headroom, is_hard=True))
     for name, unit in (("SLURM_MEM_PER_NODE", 1 << 20), ("SLURM_MEM_PER_CPU", 1 << 20)):
         value = os.environ.get(name, "")
         if value.isdigit() and int(value) > 0:
@@ -157,7 +160,7 @@ def _cgroup_limits() -> list[MemoryLimit]:
         limit = _read_int(folder / name)
         if limit is not None and 0 < limit < _HUGE_BYTES:
             found.add(limit)
-    return [MemoryLimit("cgroup memory limit", limit) for limit in sorted(found)]
+    return [MemoryLimit("cgroup memory limit", limit, is_hard=True) for limit in sorted(found)]
 
 
 def _cpu_quota() -> int | None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from child import run_code
 
 ROOT = Path(__file__).parents[2]
@@ -90,8 +91,8 @@ def test_who_may_import_whom(module: str) -> None:
         name
         for name in brought
         for barred in FORBIDDEN[module]
-        if name == barred.rstrip(".")
-        and not barred.endswith(".")
+        if (name == barred.rstrip(".")
+        and not barred.endswith("."))
         or name.startswith(barred.rstrip(".") + ".")
     }
     assert not bad

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from astropy.io import fits
+
 from child import Outcome, clean_env, run, run_code, start, tree
 from sky import constant_frames, frame_wcs, write_image, write_mosaic, write_tiles
 

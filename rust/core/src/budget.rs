@@ -40,7 +40,7 @@ impl Ledger {
     /// Lend `len` values of `T`, all zero.
     pub fn zeroed<T: Zero>(self: &Arc<Self>, len: usize) -> Result<LeasedVec<T>> {
         let lease = self.reserve((len * size_of::<T>()) as u64)?;
-        Ok(LeasedVec { data: vec![T::ZERO; len], _lease: lease })
+        Ok(LeasedVec { data: zeroed(len)?, _lease: lease })
     }
 
     /// The most that was ever lent at once, in bytes.
@@ -62,21 +62,48 @@ impl Drop for Lease {
     }
 }
 
-/// Plain numbers whose zero is all zero bits, so that a fresh buffer costs no memory until touched.
-pub trait Zero: Copy {
-    /// The zero.
-    const ZERO: Self;
+/// A slice of zeros from fresh pages, which cost nothing until they are touched. Unlike `vec!` it
+/// gives an error when the system has no more, instead of ending the process.
+fn zeroed<T: Zero>(len: usize) -> Result<Box<[T]>> {
+    let refused = || {
+        let bytes = len.saturating_mul(size_of::<T>());
+        Error::Budget(format!(
+            "the system refused {} MiB of memory; set a lower --memory",
+            bytes as u64 / MIB
+        ))
+    };
+    let layout = std::alloc::Layout::array::<T>(len).map_err(|_| refused())?;
+    if layout.size() == 0 {
+        return Ok(Box::default());
+    }
+    // SAFETY: the size is not zero; all zero bits are a valid `T`, as the trait demands; the
+    // pointer, if there is one, comes from the allocator of `Box` with the layout of `len` values.
+    unsafe {
+        let start = std::alloc::alloc_zeroed(layout).cast::<T>();
+        if start.is_null() {
+            return Err(refused());
+        }
+        Ok(Box::from_raw(std::ptr::slice_from_raw_parts_mut(start, len)))
+    }
 }
 
+/// Plain numbers whose zero is all zero bits, so that a fresh buffer costs no memory until touched.
+///
+/// # Safety
+///
+/// All zero bits must be a valid value of the type.
+pub unsafe trait Zero: Copy {}
+
 macro_rules! zero {
-    ($($t:ty),*) => { $(impl Zero for $t { const ZERO: Self = 0 as $t; })* };
+    // SAFETY: these are plain numbers.
+    ($($t:ty),*) => { $(unsafe impl Zero for $t {})* };
 }
 zero!(u8, u32, i32, f32, f64);
 
 /// A buffer of fixed length that is on loan from a ledger.
 #[derive(Debug)]
 pub struct LeasedVec<T> {
-    data: Vec<T>,
+    data: Box<[T]>,
     _lease: Lease,
 }
 
