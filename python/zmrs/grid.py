@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from zmrs.errors import GridError
+from zmrs.errors import GridError, UsageError
 from zmrs.scan import scan_template
 from zmrs.sky import (
     finest_scale_deg,
@@ -275,7 +275,7 @@ def _extent(wcs: WCS, lon: Vector, lat: Vector, crval: tuple[float, float]) -> _
     # wcslib has a class for each kind of bad parameter, all of them ValueErrors.
     except ValueError as error:
         code = str(wcs.wcs.ctype[0])[5:]
-        raise GridError(
+        raise UsageError(
             f"--projection {code} cannot be used for an output grid; use TAN, SIN, ZEA or CAR."
         ) from error
     x, y = wcs.wcs_world2pix(lon, lat, 0)
@@ -301,17 +301,17 @@ def _check_options(
 ) -> None:
     """Refuse options that make no sense, by the names that the user typed."""
     if frame not in (None, "icrs", "galactic"):
-        raise GridError(f"--frame {frame}: not a known frame; use icrs or galactic.")
+        raise UsageError(f"--frame {frame}: not a known frame; use icrs or galactic.")
     if scale_arcsec is not None and not (math.isfinite(scale_arcsec) and scale_arcsec > 0):
-        raise GridError(f"--scale {scale_arcsec}: not a pixel scale; give arcseconds above 0.")
+        raise UsageError(f"--scale {scale_arcsec}: not a pixel scale; give arcseconds above 0.")
     if not re.fullmatch(r"[A-Z]{3}", projection):
-        raise GridError(f"--projection {projection}: not a projection code; use one like TAN.")
+        raise UsageError(f"--projection {projection}: not a projection code; use one like TAN.")
     if rotate_deg is not None and not math.isfinite(rotate_deg):
-        raise GridError(f"--rotate {rotate_deg}: not an angle; give degrees.")
+        raise UsageError(f"--rotate {rotate_deg}: not an angle; give degrees.")
     if center is not None and not (math.isfinite(center[0]) and abs(center[1]) <= 90):
-        raise GridError(f"--center {center[0]},{center[1]}: not on the sky; give degrees.")
+        raise UsageError(f"--center {center[0]},{center[1]}: not on the sky; give degrees.")
     if size is not None and min(size) < 1:
-        raise GridError(f"--size {size[0]}x{size[1]}: not a size; give WIDTHxHEIGHT above 0.")
+        raise UsageError(f"--size {size[0]}x{size[1]}: not a size; give WIDTHxHEIGHT above 0.")
 
 
 def optimal_grid(
@@ -357,8 +357,10 @@ def optimal_grid(
 
     Raises
     ------
+    zmrs.errors.UsageError
+        A bad option.
     zmrs.errors.GridError
-        A bad option, or an absurd extent; the message names the inputs that stretch it.
+        An absurd extent; the message names the inputs that stretch it.
     """
     from astropy.coordinates import ICRS, Galactic  # noqa: PLC0415
 
@@ -606,8 +608,10 @@ def make_grid(
 
     Raises
     ------
+    zmrs.errors.UsageError
+        Options that exclude each other, or a bad one.
     zmrs.errors.GridError
-        Options that exclude each other, a bad option, an absurd extent.
+        An absurd extent.
     """
     if template is None:
         return optimal_grid(
@@ -631,7 +635,7 @@ def make_grid(
     }
     given = [flag for flag, value in shaping.items() if value is not None]
     if given:
-        raise GridError(f"--wcs already says the whole grid; drop it or {', '.join(given)}.")
+        raise UsageError(f"--wcs already says the whole grid; drop it or {', '.join(given)}.")
     grid = grid_from_template(template)
     if max_output_pixels is not None:
         _check_prescribed(grid, max_output_pixels)

@@ -13,7 +13,7 @@ from astropy.coordinates import SkyCoord
 from astropy.io import fits
 from astropy.wcs import WCS
 
-from zmrs.errors import GridError
+from zmrs.errors import GridError, UsageError
 from zmrs.grid import Grid, grid_from_template, input_pixel_scale_arcsec, make_grid, optimal_grid
 from zmrs.scan import scan_inputs
 
@@ -215,7 +215,7 @@ def test_size_alone_is_about_the_middle_of_the_inputs() -> None:
     ],
 )
 def test_bad_options_are_named(options: dict[str, object], text: str) -> None:
-    with pytest.raises(GridError, match=text):
+    with pytest.raises(UsageError, match=text):
         make_grid([field()], **options)  # type: ignore[arg-type]
 
 
@@ -337,7 +337,7 @@ def test_template(tmp_path: Path) -> None:
     text = tmp_path / "t.hdr"
     fits.PrimaryHDU(np.zeros(grid.shape, np.float32), header).header.totextfile(text)
     assert_same_grid(grid_from_template(text), grid)
-    with pytest.raises(GridError, match="drop it or --scale, --frame"):
+    with pytest.raises(UsageError, match="drop it or --scale, --frame"):
         make_grid([field()], template=path, scale_arcsec=1.0, frame="icrs")
     with pytest.raises(GridError, match="--max-output-pixels"):
         make_grid([field()], template=path, max_output_pixels=10)

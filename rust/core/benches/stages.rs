@@ -122,7 +122,7 @@ fn pass(c: &mut Criterion) {
         let job = job(Kernel::Bilinear, combine, 4);
         group.throughput(Throughput::Elements(run(&job)));
         group.bench_with_input(BenchmarkId::new(name, "bilinear"), &job, |b, job| {
-            b.iter(|| run(job))
+            b.iter(|| run(job));
         });
     }
     group.finish();
