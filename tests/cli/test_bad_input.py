@@ -111,6 +111,7 @@ BAD: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BAD)
 def test_a_bad_input_alone(kind: str, tmp_path: Path, place: Path) -> None:
     bad = tmp_path / f"{kind}.fits"
