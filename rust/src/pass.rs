@@ -57,8 +57,8 @@ impl Layout {
     }
 
     #[getter]
-    fn most_files(&self) -> usize {
-        self.traffic.most_files
+    fn steps(&self) -> usize {
+        self.traffic.steps
     }
 
     /// Terms of the projected peak in bytes, by name.

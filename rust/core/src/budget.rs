@@ -150,7 +150,8 @@ impl Projection {
     /// caller's limit does not count `held` bytes.
     pub fn refusal(&self, allowed: u64, held: u64) -> Error {
         let (name, bytes) = self.worst();
-        let mib = |b: u64| b.saturating_sub(held).div_ceil(MIB);
+        // A process is not exactly as large when it is run again.
+        let mib = |b: u64| b.saturating_sub(held).div_ceil(MIB) + 1;
         Error::Budget(format!(
             "the job does not fit: it needs {} MiB even in its smallest blocks but only {} MiB are \
              allowed (largest term: {name}, {} MiB); the smallest limit that works is --memory \

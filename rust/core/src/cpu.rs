@@ -85,3 +85,8 @@ dispatched! {
     /// [`crate::source::decode`] with the best instructions.
     pub fn decode(bytes: &[u8], encoding: &Encoding, out: &mut [f32]) = crate::source::decode
 }
+
+dispatched! {
+    /// Bring values into the byte order of FITS, with the best instructions.
+    pub fn encode(values: &mut [f32]) = crate::sink::to_big_endian
+}

@@ -1,34 +1,38 @@
-//! Cutting the output into bands and blocks that fit the memory limit.
+//! Cutting the output so that it fits the memory limit.
 //!
 //! A band is a run of output rows at full width, the unit of output. A block is a rectangle of a
-//! band, the unit of work and of memory: usually the whole band, or several when the canvas is so
-//! wide that not even a few rows fit. For each block every input shows [`Window`]s: the source
-//! pixels that the block's samples touch, taps included.
+//! band, the unit of memory: usually the whole band, or several when the canvas is so wide that
+//! not even a few rows fit. A step is what is loaded and computed at once: usually all inputs of a
+//! block; when there are so many that bands would be thin, some inputs after the other, while the
+//! block's running values wait in memory. Then bands can be tall, and each file is opened and read
+//! once or twice instead of once a band.
 
 use std::collections::HashSet;
-use std::ops::Range;
 
 use crate::budget::Projection;
-use crate::coadd::TileBuffers;
+use crate::coadd::{COLUMNS, TileBuffers};
 use crate::geom::Rect;
 use crate::job::Job;
 use crate::parallel::STACK_BYTES;
 use crate::plan::Plan;
-use crate::resample::SLACK;
 use crate::source::{self, READ_CHUNK_BYTES, Source, Store};
+use crate::window::{Window, most_values, windows_of};
 use crate::{Error, Result};
 
 /// Rows of a band when memory is plentiful: taller bands leave the last-level cache and gain
-/// nothing, since rows that two bands share are kept (`make bench`, stage "bands").
+/// nothing, since rows that two bands share are kept (36 frames of 2048 × 2048: 128 to 256 rows
+/// take the same time, 64 and 512 a tenth more).
 const PREFERRED_ROWS: usize = 192;
 
-/// Below so many rows per band, blocks are made narrower instead. Few rows do no harm while bands
-/// have the full width, because the rows that two bands share are kept; narrow blocks cannot keep
-/// theirs.
+/// Bands of fewer rows than this are avoided: by loading inputs one after the other, then by
+/// narrower blocks.
 const LEAST_ROWS: usize = 8;
 
 /// Blocks are not made narrower than this.
-const LEAST_COLUMNS: usize = 512;
+const LEAST_COLUMNS: usize = COLUMNS;
+
+/// Values of the windows of a step, when the inputs of a block are loaded one after the other.
+const PREFERRED_STEP_VALUES: usize = 8 << 20;
 
 /// The band loop and the writer, beside the workers.
 const SERVICE_THREADS: u64 = 2;
@@ -41,146 +45,27 @@ const SERVICE_BYTES: u64 = 6 << 20;
 /// of the tests: 1.2–2.6).
 const DECOMPRESSING: u64 = 3;
 
-/// The source pixels of one input that some output columns of a block touch.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Window {
-    /// Which input.
-    pub input: usize,
-    /// The output columns that it serves.
-    pub out_x: Range<i64>,
-    /// The source pixels, taps included; where it sticks out of the frame there are none.
-    pub rect: Rect,
-    /// Records of the exact cells that it needs, in ascending order.
-    pub exact: Vec<u32>,
-}
-
-impl Window {
-    /// Values that its planes take, with the slack that kernels read past the end.
-    pub fn len(&self, job: &Job) -> usize {
-        job.inputs[self.input].planes() * self.rect.area() + SLACK
-    }
-
-    /// True when it holds no pixel, which never happens in a block.
-    pub fn is_empty(&self) -> bool {
-        self.rect.is_empty()
-    }
-
-    /// Doubles that the records of its exact cells take.
-    pub fn exact_len(&self, job: &Job) -> usize {
-        let edge = job.inputs[self.input].grid.spacing();
-        self.exact.len() * edge * edge * 2
-    }
-
-    /// The window of `before` that holds most of this one's rows at full width, and those rows.
-    pub fn kept<'w>(
-        &self,
-        before: impl IntoIterator<Item = &'w Window>,
-    ) -> Option<(usize, Range<i64>)> {
-        let candidates = before.into_iter().enumerate().filter_map(|(place, old)| {
-            let wide = old.rect.x0 <= self.rect.x0 && old.rect.x1 >= self.rect.x1;
-            let rows = self.rect.intersect(&old.rect);
-            (old.input == self.input && wide && !rows.is_empty()).then_some((place, rows))
-        });
-        let best = candidates.max_by_key(|(_, rows)| rows.height());
-        best.map(|(place, rows)| (place, rows.y0..rows.y1))
-    }
-}
-
-/// A rectangle of the output with all that it takes to compute it.
+/// What is loaded and computed at once.
 #[derive(Debug)]
-pub struct Block {
+pub struct Step {
     /// The output pixels.
     pub rect: Rect,
-    /// Every input's windows, in job order.
+    /// Windows of some or all inputs, in job order.
     pub windows: Vec<Window>,
+    /// Whether these are the first inputs of the block.
+    pub is_first: bool,
+    /// Whether these are the last.
+    pub is_last: bool,
 }
 
-impl Block {
-    /// The block of those output pixels.
-    pub fn new(job: &Job, rect: Rect) -> Self {
-        let mut windows = Vec::new();
-        for input in 0..job.inputs.len() {
-            windows.extend(windows_of(job, input, &rect));
-        }
-        Self { rect, windows }
-    }
-
-    /// Values of all windows.
-    pub fn len(&self, job: &Job) -> usize {
+impl Step {
+    fn values(&self, job: &Job) -> usize {
         self.windows.iter().map(|w| w.len(job)).sum()
     }
 
-    /// True when no input touches it.
-    pub fn is_empty(&self) -> bool {
-        self.windows.is_empty()
-    }
-
-    /// Doubles of all exact records.
-    pub fn exact_len(&self, job: &Job) -> usize {
+    fn exact_len(&self, job: &Job) -> usize {
         self.windows.iter().map(|w| w.exact_len(job)).sum()
     }
-}
-
-/// A rotated input is cut into several windows when one would hold more than this share of its
-/// rows, and several less than half of the pixels: a mild rotation is served better by one window
-/// of whole rows, because the next block keeps those that both need.
-const STRONGLY_ROTATED: f64 = 0.25;
-
-/// The windows of one input for one block. Usually one; several, each for some of the columns,
-/// when the input is rotated so strongly that a single one would hold mostly unused pixels.
-fn windows_of(job: &Job, input: usize, out: &Rect) -> Vec<Window> {
-    let grid = &job.inputs[input].grid;
-    if grid.rect().intersect(out).is_empty() {
-        return Vec::new();
-    }
-    let spans = grid.source_spans(out, job.kernel.radius());
-    let join = |part: &[(Range<i64>, Rect)]| Window {
-        input,
-        out_x: part[0].0.start..part[part.len() - 1].0.end,
-        rect: part.iter().fold(Rect::default(), |all, (_, rect)| all.union(rect)),
-        exact: Vec::new(),
-    };
-    let cut = |pieces: usize| -> Vec<Window> {
-        spans.chunks(spans.len().div_ceil(pieces).max(1)).map(join).collect()
-    };
-    let area = |windows: &[Window]| windows.iter().map(|w| w.rect.area()).sum::<usize>();
-    let mut best = cut(1);
-    let [width, height] = grid.frame().map(|n| n as i64);
-    if best.iter().any(|one| one.rect.height() as f64 > STRONGLY_ROTATED * height as f64) {
-        let finest = (0..).map(|k| 2 << k).take_while(|&pieces| pieces <= spans.len());
-        let finer = finest.map(cut).min_by_key(|windows| area(windows));
-        best = finer.filter(|finer| 2 * area(finer) < area(&best)).unwrap_or(best);
-    }
-    if let [one] = &mut best[..]
-        && out.width() == job.width
-    {
-        // Whole rows, so that the next band finds all of those that it shares with this one.
-        let reach = job.kernel.radius() as i64;
-        one.rect.x0 = 1 - reach;
-        one.rect.x1 = width + reach;
-    }
-    for window in &mut best {
-        window.exact = exact_records(job, window, out);
-    }
-    best
-}
-
-fn exact_records(job: &Job, window: &Window, out: &Rect) -> Vec<u32> {
-    use crate::geom::CellKind;
-    let grid = &job.inputs[window.input].grid;
-    if grid.exact().is_none() {
-        return Vec::new();
-    }
-    let mut records = Vec::new();
-    for row in grid.rows(out.y0..out.y1) {
-        for column in grid.columns(window.out_x.clone()) {
-            if let CellKind::Exact { index } = grid.cell(column, row) {
-                records.push(index);
-            }
-        }
-    }
-    records.sort_unstable();
-    records
 }
 
 /// How the output is cut.
@@ -190,6 +75,8 @@ pub struct Layout {
     pub band_rows: usize,
     /// Columns of a block.
     pub block_columns: usize,
+    /// Values of the windows of a step; `None` = all inputs of a block at once.
+    pub step_values: Option<usize>,
 }
 
 /// What a job will move, foretold.
@@ -199,27 +86,28 @@ pub struct Traffic {
     pub bands: usize,
     /// Blocks.
     pub blocks: usize,
+    /// Steps.
+    pub steps: usize,
     /// Bytes read from input files in one pass.
     pub read_bytes: u64,
     /// Bytes of pixels written in one pass.
     pub write_bytes: u64,
-    /// Most input files that one block touches.
-    pub most_files: usize,
 }
 
-/// What the blocks of a layout need at their worst.
+/// What the steps of a layout need at their worst. Two are held at once, an even and an odd one.
 #[derive(Clone, Copy, Debug, Default)]
-struct Need {
-    /// Values of the largest even and of the largest odd block's windows: two are held at once.
-    windows: [usize; 2],
-    /// Doubles of their exact records, likewise.
-    exact: [usize; 2],
+pub(crate) struct Need {
+    /// Values of the largest windows.
+    pub values: [usize; 2],
+    /// Doubles of the largest set of exact records.
+    pub exact: [usize; 2],
+    /// Most input files of a step.
     most_files: usize,
 }
 
 impl Need {
     fn bytes(&self) -> u64 {
-        ((self.windows[0] + self.windows[1]) * size_of::<f32>()
+        ((self.values[0] + self.values[1]) * size_of::<f32>()
             + (self.exact[0] + self.exact[1]) * size_of::<f64>()) as u64
     }
 }
@@ -236,25 +124,63 @@ impl Layout {
         })
     }
 
-    /// Values that the windows of even and of odd blocks take at most, and their exact records.
-    pub(crate) fn arena_lens(self, job: &Job) -> ([usize; 2], [usize; 2]) {
-        let need = self.need(job);
-        (need.windows, need.exact)
+    /// The steps, in order. Every block has at least one.
+    pub fn steps(self, job: &Job) -> impl Iterator<Item = Step> + '_ {
+        self.rects(job.height, job.width).flat_map(move |rect| self.steps_of(job, rect))
     }
 
-    fn need(self, job: &Job) -> Need {
+    fn steps_of(self, job: &Job, rect: Rect) -> Vec<Step> {
+        let whole_rows = self.step_values.is_none() && rect.width() == job.width;
+        let inputs = 0..job.inputs.len();
+        let windows = inputs.flat_map(|input| windows_of(job, input, &rect, whole_rows));
+        let most = self.step_values.unwrap_or(usize::MAX);
+        let step = |is_first| Step { rect, windows: Vec::new(), is_first, is_last: false };
+        let (mut steps, mut values) = (vec![step(true)], 0);
+        for window in windows {
+            let more = window.len(job) + 2 * window.exact_len(job);
+            if values > 0 && values + more > most {
+                steps.push(step(false));
+                values = 0;
+            }
+            values += more;
+            steps.last_mut().expect("there is one").windows.push(window);
+        }
+        steps.last_mut().expect("there is one").is_last = true;
+        steps
+    }
+
+    /// What the steps need at their worst.
+    pub(crate) fn need(self, job: &Job) -> Need {
+        self.need_within(job, u64::MAX).expect("everything is within that")
+    }
+
+    /// What the steps need at their worst, or nothing as soon as that is more than `limit` bytes.
+    fn need_within(self, job: &Job, limit: u64) -> Option<Need> {
         let mut need = Need::default();
-        for (k, rect) in self.rects(job.height, job.width).enumerate() {
-            let block = Block::new(job, rect);
-            need.windows[k % 2] = need.windows[k % 2].max(block.len(job));
-            need.exact[k % 2] = need.exact[k % 2].max(block.exact_len(job));
-            let in_files =
+        for (k, step) in self.steps(job).enumerate() {
+            need.values[k % 2] = need.values[k % 2].max(step.values(job));
+            need.exact[k % 2] = need.exact[k % 2].max(step.exact_len(job));
+            if need.bytes() > limit {
+                return None;
+            }
+            let is_file =
                 |w: &&Window| matches!(job.inputs[w.input].image.store, Store::File { .. });
-            let files: HashSet<_> =
-                block.windows.iter().filter(in_files).map(|w| w.input).collect();
+            let files: HashSet<_> = step.windows.iter().filter(is_file).map(|w| w.input).collect();
             need.most_files = need.most_files.max(files.len());
         }
-        need
+        Some(need)
+    }
+
+    /// Values of a block's running planes, which exist when inputs come one after the other.
+    pub(crate) fn running_len(self, job: &Job) -> usize {
+        match self.step_values {
+            Some(_) => self.band_rows.min(job.height) * self.block_columns.min(job.width),
+            None => 0,
+        }
+    }
+
+    fn running_bytes(self, job: &Job) -> u64 {
+        (job.planes() * self.running_len(job) * size_of::<f64>()) as u64
     }
 
     /// Bytes of the output rows: one band that is being computed, one that is being written.
@@ -270,11 +196,11 @@ impl Layout {
             write_bytes: job.output_bytes(),
             ..Traffic::default()
         };
-        let mut before: Option<Block> = None;
-        for rect in self.rects(job.height, job.width) {
-            let block = Block::new(job, rect);
-            traffic.blocks += 1;
-            for window in &block.windows {
+        let mut before: Option<Step> = None;
+        for step in self.steps(job) {
+            traffic.steps += 1;
+            traffic.blocks += usize::from(step.is_first);
+            for window in &step.windows {
                 let kept = before.as_ref().and_then(|b| window.kept(&b.windows));
                 let kept = kept.map_or(0, |(_, rows)| (rows.end - rows.start) as u64);
                 let input = &job.inputs[window.input];
@@ -282,9 +208,8 @@ impl Layout {
                     traffic.read_bytes += read_bytes(source, &window.rect, kept);
                 }
             }
-            before = Some(block);
+            before = Some(step);
         }
-        traffic.most_files = self.need(job).most_files;
         traffic
     }
 }
@@ -308,16 +233,15 @@ pub struct Fitted {
     pub projection: Projection,
     /// The part of it that the pass does not lease itself.
     pub outside_bytes: u64,
-    /// Windows and output rows: what the plan calls a chunk.
+    /// Windows, running values and output rows: what the plan calls a chunk.
     pub chunk_bytes: u64,
 }
 
-/// The tallest bands, and the widest blocks, that fit the plan's memory.
+/// Cut the output into the tallest bands and the widest blocks that fit the plan's memory.
 ///
 /// `reserved` are terms that exist beside the engine's: the process itself, arrays of the caller.
-/// `held_bytes` are not counted by whoever set the limit; messages leave them out.
-/// Refuses with [`Error::Budget`], naming
-/// the smallest limit that works, before anything is allocated.
+/// `held_bytes` are not counted by whoever set the limit; messages leave them out. Refuses with
+/// [`Error::Budget`], naming the smallest limit that works, before anything is allocated.
 pub fn fit(job: &Job, plan: &Plan, reserved: &Projection, held_bytes: u64) -> Result<Fitted> {
     job.validate()?;
     let fixed = fixed_terms(job, plan, reserved);
@@ -325,79 +249,129 @@ pub fn fit(job: &Job, plan: &Plan, reserved: &Projection, held_bytes: u64) -> Re
     let chunk = plan.max_chunk_bytes.unwrap_or(u64::MAX);
     let workers = plan.cpu_workers * worker_bytes(job);
     let available = allowed.saturating_sub(fixed.total() + workers).min(chunk);
-    let most_rows = most_rows(job, plan);
 
+    let outside_bytes = fixed.total();
+    let project = |layout: Layout, windows: u64| {
+        let (running, output) = (layout.running_bytes(job), layout.output_bytes(job));
+        let mut projection = fixed.clone();
+        projection.add("workers", workers);
+        projection.add("windows", windows);
+        projection.add("running values", running);
+        projection.add("output rows", output);
+        let chunk_bytes = windows + running + output;
+        Fitted { layout, projection, outside_bytes, chunk_bytes }
+    };
+    let most_rows =
+        plan.rows_per_chunk.map_or(job.height, |rows| rows as usize).clamp(1, job.height);
+    if let Some((layout, need)) = choose(job, most_rows, available, plan.rows_per_chunk.is_some()) {
+        return Ok(project(layout, need.bytes()));
+    }
+    let least = project(least_layout(job), least_window_bytes(job));
+    if least.projection.total() <= allowed {
+        return Err(Error::Budget(format!(
+            "the plan's max_chunk_bytes of {chunk} bytes is too small: the smallest blocks take {} \
+             bytes",
+            least.chunk_bytes
+        )));
+    }
+    Err(least.projection.refusal(allowed, held_bytes))
+}
+
+/// The best layout within `available` bytes, if there is one.
+fn choose(
+    job: &Job,
+    most_rows: usize,
+    available: u64,
+    rows_are_given: bool,
+) -> Option<(Layout, Need)> {
+    let least_rows = LEAST_ROWS.min(most_rows);
+    let preferred = if rows_are_given { most_rows } else { PREFERRED_ROWS.min(most_rows) };
+    let at_once = tallest_at_once(job, preferred, available);
+    let in_turn = |columns, least| tallest_in_turn(job, columns, most_rows, least, available);
+    if let Some((layout, need)) = at_once
+        && layout.band_rows >= least_rows
+    {
+        // More files than can stay open are opened anew for each band: then rather tall bands.
+        let crowded = need.most_files > source::MOST_OPEN && layout.band_rows < job.height;
+        let rather = (2 * layout.band_rows).min(most_rows);
+        let taller = if crowded { in_turn(job.width, rather) } else { None };
+        return taller.or(at_once);
+    }
     let mut columns = job.width;
-    let mut best: Option<(Layout, Need)> = None;
-    let mut smallest: Option<(Layout, Need)> = None;
     loop {
-        let mut rows = most_rows;
-        loop {
-            let layout = Layout { band_rows: rows, block_columns: columns };
-            let need = layout.need(job);
-            let bytes = |(l, n): &(Layout, Need)| n.bytes() + l.output_bytes(job);
-            if bytes(&(layout, need)) <= available {
-                if best.is_none_or(|(b, _)| rows > b.band_rows) {
-                    best = Some((layout, need));
-                }
-                break;
-            }
-            if smallest.is_none_or(|s| bytes(&(layout, need)) < bytes(&s)) {
-                smallest = Some((layout, need));
-            }
-            if rows == 1 {
-                break;
-            }
-            rows = (rows * 3 / 4).max(1);
+        let found = in_turn(columns, least_rows);
+        if found.is_some() {
+            return found;
         }
-        let enough = best.is_some_and(|(b, _)| b.band_rows >= LEAST_ROWS.min(most_rows));
-        if enough || columns <= LEAST_COLUMNS {
-            break;
+        if columns <= LEAST_COLUMNS {
+            // Whatever still fits, thin as it may be.
+            return at_once.or_else(|| in_turn(columns, 1));
         }
         columns = columns.div_ceil(2).max(LEAST_COLUMNS);
     }
-
-    let outside_bytes = fixed.total();
-    let project = |(layout, need): (Layout, Need)| {
-        let mut projection = fixed.clone();
-        projection.add("workers", plan.cpu_workers * worker_bytes(job));
-        projection.add("windows", need.bytes());
-        projection.add("output rows", layout.output_bytes(job));
-        Fitted {
-            layout,
-            projection,
-            outside_bytes,
-            chunk_bytes: need.bytes() + layout.output_bytes(job),
-        }
-    };
-    match (best, smallest) {
-        (Some(found), _) => Ok(project(found)),
-        (None, Some(least)) => {
-            let least = project(least);
-            if least.projection.total() <= allowed {
-                return Err(Error::Budget(format!(
-                    "the plan's max_chunk_bytes of {chunk} bytes is too small: the smallest \
-                     blocks take {} bytes",
-                    least.chunk_bytes
-                )));
-            }
-            Err(least.projection.refusal(allowed, held_bytes))
-        }
-        (None, None) => unreachable!("every layout either fits or does not"),
-    }
 }
 
-fn most_rows(job: &Job, plan: &Plan) -> usize {
-    if let Some(rows) = plan.rows_per_chunk {
-        return (rows as usize).clamp(1, job.height);
+/// The tallest bands, up to `most_rows`, whose inputs are all loaded at once.
+fn tallest_at_once(job: &Job, most_rows: usize, available: u64) -> Option<(Layout, Need)> {
+    let fits = |band_rows| {
+        let layout = Layout { band_rows, block_columns: job.width, step_values: None };
+        let limit = available.checked_sub(layout.output_bytes(job))?;
+        layout.need_within(job, limit).map(|need| (layout, need))
+    };
+    let (mut low, mut high, mut best) = (0, most_rows + 1, None);
+    let mut rows = most_rows;
+    // To a sixteenth of the height: finer steps gain nothing.
+    while high - low > (high / 16).max(1) {
+        match fits(rows) {
+            Some(found) => (low, best) = (rows, Some(found)),
+            None => high = rows,
+        }
+        rows = usize::midpoint(low, high).max(1);
     }
-    let rows = PREFERRED_ROWS.min(job.height);
-    let preferred = Layout { band_rows: rows, block_columns: job.width };
-    // More files than can stay open would be opened anew for each band: then few, tall bands.
-    if job.inputs.len() > source::MOST_OPEN && preferred.need(job).most_files > source::MOST_OPEN {
-        return job.height;
+    best
+}
+
+/// The tallest bands from `least_rows` to `most_rows` whose inputs are loaded one after the other.
+fn tallest_in_turn(
+    job: &Job,
+    columns: usize,
+    most_rows: usize,
+    least_rows: usize,
+    available: u64,
+) -> Option<(Layout, Need)> {
+    let mut rows = most_rows;
+    while rows >= least_rows.max(1) {
+        let mut layout = Layout { band_rows: rows, block_columns: columns, step_values: Some(0) };
+        let rest = available.checked_sub(layout.output_bytes(job) + layout.running_bytes(job));
+        let affordable = rest.unwrap_or(0) as usize / (2 * size_of::<f32>());
+        let largest = largest_window(job, columns, rows);
+        if affordable >= largest {
+            // Larger steps than these gain nothing.
+            layout.step_values = Some(affordable.min(PREFERRED_STEP_VALUES.max(largest)));
+            let found = layout.need_within(job, rest.unwrap_or(0)).map(|need| (layout, need));
+            if found.is_some() {
+                return found;
+            }
+        }
+        rows = rows * 3 / 4;
     }
-    rows
+    None
+}
+
+/// An upper bound on the values of any window of a block.
+fn largest_window(job: &Job, columns: usize, rows: usize) -> usize {
+    let each = (0..job.inputs.len()).map(|input| most_values(job, input, columns, rows));
+    each.max().unwrap_or(0)
+}
+
+/// The layout that needs least.
+fn least_layout(job: &Job) -> Layout {
+    Layout { band_rows: 1, block_columns: job.width.min(LEAST_COLUMNS), step_values: Some(0) }
+}
+
+fn least_window_bytes(job: &Job) -> u64 {
+    let least = least_layout(job);
+    (2 * size_of::<f32>() * largest_window(job, least.block_columns, 1)) as u64
 }
 
 /// All that is not leased from the ledger of a pass.

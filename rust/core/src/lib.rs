@@ -16,6 +16,7 @@ pub mod error;
 pub mod geom;
 pub mod job;
 pub mod layout;
+mod load;
 pub mod parallel;
 pub mod pass;
 pub mod plan;
@@ -23,5 +24,6 @@ pub mod reproject;
 pub mod resample;
 pub mod sink;
 pub mod source;
+pub mod window;
 
 pub use error::{Error, Result};

@@ -1,9 +1,9 @@
 //! The one loop over the output.
 //!
-//! Block by block, from top to bottom: while the workers compute a block they also read the next
-//! one (reading comes first in their list), and a writer of its own puts finished bands on disk.
-//! Every output row is computed by one worker, inputs in job order; that is why the pixels do not
-//! depend on the number of threads, on the height of the bands or on the memory limit.
+//! Step by step, from top to bottom: while the workers compute a step they also load the next one
+//! (loading comes first in their list), and a writer of its own puts finished bands on disk. Every
+//! output row is computed by one worker, inputs in job order; that is why the pixels do not depend
+//! on the number of threads, on the height of the bands or on the memory limit.
 
 use std::mem;
 use std::ops::Range;
@@ -14,11 +14,12 @@ use std::thread;
 
 use crate::budget::{LeasedVec, Ledger};
 use crate::cancel::CancelToken;
-use crate::coadd::{self, Tile, TileBuffers};
+use crate::coadd::{self, Place, Tile, TileBuffers};
 use crate::cpu::dispatched;
 use crate::geom::Rect;
-use crate::job::{Input, Job};
-use crate::layout::{Block, Layout, Window};
+use crate::job::Job;
+use crate::layout::{Layout, Step};
+use crate::load::{Arena, LoadTask, Loader, take_front};
 use crate::parallel::{self, STACK_BYTES};
 use crate::plan::Plan;
 use crate::reproject::{Loaded, Workspace, project};
@@ -26,9 +27,6 @@ use crate::resample::TapTable;
 use crate::sink::Sink;
 use crate::source::{FileCache, READ_CHUNK_BYTES};
 use crate::{Error, Result};
-
-/// Source rows that one task reads.
-const READ_ROWS: i64 = 64;
 
 /// How far a pass has come, for whoever watches it from another thread.
 #[derive(Debug, Default)]
@@ -65,21 +63,18 @@ pub fn run_pass(
     progress: &Progress,
 ) -> Result<PassStats> {
     let files = FileCache::default();
-    let pass =
-        Pass { job, table: TapTable::new(job.kernel), files: &files, sink, cancel, progress };
-    let workers = plan.cpu_workers as usize;
-    let crew = (0..workers).map(|_| Worker::new(job, ledger));
+    let loader = Loader { job, files: &files, read_bytes: &progress.read_bytes };
+    let pass = Pass { job, table: TapTable::new(job.kernel), loader, sink, cancel };
+    let crew = (0..plan.cpu_workers).map(|_| Worker::new(job, ledger));
     let mut crew = crew.collect::<Result<Vec<_>>>()?;
-    let (windows, exact) = layout.arena_lens(job);
-    let mut arenas = Vec::new();
-    for parity in 0..2 {
-        arenas.push(Arena {
-            pixels: ledger.zeroed(windows[parity])?,
-            exact: ledger.zeroed(exact[parity])?,
-        });
-    }
+    let need = layout.need(job);
+    let arena = |parity: usize| Arena::new(need.values[parity], need.exact[parity], ledger);
+    let (mut even, mut odd) = (arena(0)?, arena(1)?);
     let spare = Band::new(job, layout, ledger)?;
-    let mut band = Band::new(job, layout, ledger)?;
+    let mut output = Output {
+        running: planes(job, layout.running_len(job), ledger)?,
+        band: Band::new(job, layout, ledger)?,
+    };
 
     thread::scope(|scope| {
         let (send, bands) = sync_channel::<Band>(1);
@@ -91,7 +86,14 @@ pub fn run_pass(
             .spawn_scoped(scope, || write_bands(job, sink, progress, bands, give_back))
             .map_err(|e| Error::Argument(format!("no thread could be started ({e})")))?;
 
-        let done = pass.blocks(layout, &mut crew, &mut arenas, &mut band, &send, &returned);
+        let mut hand_over = |band: &mut Band| {
+            // Both fail only when the writer has stopped, which says why itself.
+            let spare = returned.recv().map_err(|_| Error::Cancelled)?;
+            send.send(mem::replace(band, spare)).map_err(|_| Error::Cancelled)
+        };
+        let steps = layout.steps(job);
+        let arenas = (&mut even, &mut odd);
+        let done = pass.steps(steps, &mut crew, arenas, &mut output, &mut hand_over);
         drop(send);
         let written = writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         // When the writer fails the loop only learns that nobody listens: the writer knows why.
@@ -108,7 +110,7 @@ pub fn run_pass(
         samples,
         read_bytes: progress.read_bytes.load(Ordering::Relaxed),
         files_opened: files.opened(),
-        workers,
+        workers: crew.len(),
         ledger_peak: ledger.peak(),
     })
 }
@@ -117,10 +119,9 @@ pub fn run_pass(
 struct Pass<'a> {
     job: &'a Job,
     table: TapTable,
-    files: &'a FileCache,
+    loader: Loader<'a>,
     sink: &'a dyn Sink,
     cancel: &'a CancelToken,
-    progress: &'a Progress,
 }
 
 /// What one worker owns.
@@ -142,10 +143,13 @@ impl Worker {
     }
 }
 
-/// Memory for the windows of one block.
-struct Arena {
-    pixels: LeasedVec<f32>,
-    exact: LeasedVec<f64>,
+/// One plane a channel, and one for the weights.
+fn planes<T: crate::budget::Zero>(
+    job: &Job,
+    len: usize,
+    ledger: &Arc<Ledger>,
+) -> Result<Vec<LeasedVec<T>>> {
+    (0..job.planes()).map(|_| ledger.zeroed(len)).collect()
 }
 
 /// Finished rows on their way to the sink.
@@ -157,9 +161,16 @@ struct Band {
 impl Band {
     fn new(job: &Job, layout: Layout, ledger: &Arc<Ledger>) -> Result<Self> {
         let len = layout.band_rows.min(job.height) * job.width;
-        let planes = (0..job.planes()).map(|_| ledger.zeroed(len));
-        Ok(Self { planes: planes.collect::<Result<_>>()?, rows: 0..0 })
+        Ok(Self { planes: planes(job, len, ledger)?, rows: 0..0 })
     }
+}
+
+/// What the steps of a block write.
+struct Output {
+    /// Running values of the present block, while inputs are still to come; empty when all inputs
+    /// come at once.
+    running: Vec<LeasedVec<f64>>,
+    band: Band,
 }
 
 /// The writer: takes bands in order, writes them, gives their buffers back.
@@ -183,63 +194,51 @@ fn write_bands(
 
 /// A piece of work for one worker.
 enum Task<'a> {
-    /// Source rows of a window of the next block: read, or kept from the present block.
-    Load(LoadRows<'a>),
-    /// Coordinates of the exact cells of a window of the next block.
-    LoadExact(&'a Window, &'a mut [f64]),
-    /// Output rows of the present block.
+    /// Part of a window of the next step.
+    Load(LoadTask<'a>),
+    /// Output rows of the present step.
     Rows(OutputRows<'a>),
-}
-
-struct LoadRows<'a> {
-    window: &'a Window,
-    rows: Range<i64>,
-    planes: Vec<&'a mut [f32]>,
-    from: Option<Loaded<'a>>,
 }
 
 struct OutputRows<'a> {
     rect: Rect,
+    is_first: bool,
+    is_last: bool,
+    /// Rows of the running planes, as wide as the block; no values when all inputs come at once.
+    running: Vec<&'a mut [f64]>,
+    /// Rows of the band, as wide as the canvas.
     planes: Vec<&'a mut [f32]>,
-    last_of_band: bool,
 }
 
 impl Pass<'_> {
-    /// All blocks, in order.
-    fn blocks(
+    /// All steps, in order.
+    fn steps(
         &self,
-        layout: Layout,
+        mut steps: impl Iterator<Item = Step>,
         crew: &mut [Worker],
-        arenas: &mut [Arena],
-        band: &mut Band,
-        send: &SyncSender<Band>,
-        returned: &Receiver<Band>,
+        (mut now, mut next): (&mut Arena, &mut Arena),
+        output: &mut Output,
+        hand_over: &mut dyn FnMut(&mut Band) -> Result<()>,
     ) -> Result<()> {
-        let [now, next] = arenas else { unreachable!("there are two") };
-        let (mut now, mut next) = (now, next);
-        let job = self.job;
-        let mut blocks = layout.rects(job.height, job.width).map(|rect| Block::new(job, rect));
-        let mut present = blocks.next();
+        let mut present = steps.next();
         if let Some(first) = &present {
-            let tasks = self.load_tasks(first, now, &[]);
-            parallel::run(crew, tasks, |task, worker| self.work(task, &[], worker))?;
+            let tasks = self.loader.tasks(first, now, &[]).into_iter().map(Task::Load);
+            parallel::run(crew, tasks.collect(), |task, worker| self.work(task, &[], worker))?;
         }
-        while let Some(block) = present {
-            let following = blocks.next();
-            let loaded = loaded(job, &block, now);
-            let mut tasks = match &following {
-                Some(following) => self.load_tasks(following, next, &loaded),
-                None => Vec::new(),
-            };
-            let last_of_band = block.rect.x1 == job.width as i64;
-            tasks.extend(self.row_tasks(&block, band, last_of_band));
+        while let Some(step) = present {
+            let following = steps.next();
+            let loaded = now.loaded(self.job, &step);
+            let mut tasks = Vec::new();
+            if let Some(following) = &following {
+                tasks.extend(
+                    self.loader.tasks(following, next, &loaded).into_iter().map(Task::Load),
+                );
+            }
+            tasks.extend(self.row_tasks(&step, output));
             parallel::run(crew, tasks, |task, worker| self.work(task, &loaded, worker))?;
-            if last_of_band {
-                band.rows = block.rect.y0 as usize..block.rect.y1 as usize;
-                // Both fail only when the writer has stopped, which says why itself.
-                let spare = returned.recv().map_err(|_| Error::Cancelled)?;
-                let full = mem::replace(band, spare);
-                send.send(full).map_err(|_| Error::Cancelled)?;
+            if step.is_last && step.rect.x1 == self.job.width as i64 {
+                output.band.rows = step.rect.y0 as usize..step.rect.y1 as usize;
+                hand_over(&mut output.band)?;
             }
             mem::swap(&mut now, &mut next);
             present = following;
@@ -247,63 +246,27 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Tasks that fill `arena` with the windows of `block`, given the block before it.
-    fn load_tasks<'a>(
-        &self,
-        block: &'a Block,
-        arena: &'a mut Arena,
-        before: &[Loaded<'a>],
-    ) -> Vec<Task<'a>> {
-        let job = self.job;
-        let mut tasks = Vec::new();
-        let (mut pixels, mut exact) = (&mut arena.pixels[..], &mut arena.exact[..]);
-        for window in &block.windows {
-            let (mine, rest) = mem::take(&mut pixels).split_at_mut(window.len(job));
-            pixels = rest;
-            let (records, rest) = mem::take(&mut exact).split_at_mut(window.exact_len(job));
-            exact = rest;
-            if !records.is_empty() {
-                tasks.push(Task::LoadExact(window, records));
-            }
-            let kept = window.kept(before.iter().map(|loaded| loaded.window));
-            let (from, kept) = match kept {
-                Some((place, rows)) => (Some(before[place]), rows),
-                None => (None, window.rect.y0..window.rect.y0),
-            };
-            let rect = window.rect;
-            let mut planes: Vec<_> = mine.chunks_mut(rect.area()).collect();
-            planes.truncate(job.inputs[window.input].planes());
-            for (rows, from) in
-                [(rect.y0..kept.start, None), (kept.clone(), from), (kept.end..rect.y1, None)]
-            {
-                for start in rows.clone().step_by(READ_ROWS as usize) {
-                    let rows = start..rows.end.min(start + READ_ROWS);
-                    let values = (rows.end - rows.start) as usize * rect.width();
-                    let planes = take_front(&mut planes, values);
-                    tasks.push(Task::Load(LoadRows { window, rows, planes, from }));
-                }
-            }
-        }
-        tasks
-    }
-
-    /// Tasks that compute the rows of `block` into `band`.
-    fn row_tasks<'a>(
-        &self,
-        block: &Block,
-        band: &'a mut Band,
-        last_of_band: bool,
-    ) -> Vec<Task<'a>> {
-        let mut planes: Vec<_> = band.planes.iter_mut().map(|plane| &mut plane[..]).collect();
-        let rect = block.rect;
+    /// Tasks that compute the rows of `step` into `output`.
+    fn row_tasks<'a>(&self, step: &Step, output: &'a mut Output) -> Vec<Task<'a>> {
+        let rect = step.rect;
+        let in_turn = !(step.is_first && step.is_last);
+        let mut running: Vec<_> = output.running.iter_mut().map(|plane| &mut plane[..]).collect();
+        let mut planes: Vec<_> =
+            output.band.planes.iter_mut().map(|plane| &mut plane[..]).collect();
         let mut tasks = Vec::new();
         for y in (rect.y0..rect.y1).step_by(coadd::ROWS) {
             let rows = y..rect.y1.min(y + coadd::ROWS as i64);
-            let values = (rows.end - rows.start) as usize * self.job.width;
+            let count = (rows.end - rows.start) as usize;
+            let kept = if in_turn { count * rect.width() } else { 0 };
             tasks.push(Task::Rows(OutputRows {
                 rect: Rect::new(rect.x0..rect.x1, rows),
-                planes: take_front(&mut planes, values),
-                last_of_band,
+                is_first: step.is_first,
+                is_last: step.is_last,
+                running: running.iter_mut().map(|plane| take_front(plane, kept)).collect(),
+                planes: planes
+                    .iter_mut()
+                    .map(|plane| take_front(plane, count * self.job.width))
+                    .collect(),
             }));
         }
         tasks
@@ -312,12 +275,11 @@ impl Pass<'_> {
     fn work(&self, task: Task, loaded: &[Loaded], worker: &mut Worker) -> Result<()> {
         self.cancel.check()?;
         match task {
-            Task::Load(rows) => self.load(rows, worker),
-            Task::LoadExact(window, records) => self.load_exact(window, records),
+            Task::Load(task) => self.loader.run(task, &mut worker.chunk),
             Task::Rows(mut rows) => {
-                let (job, table) = (self.job, &self.table);
-                compute_rows(job, table, loaded, &rows.rect, &mut rows.planes, worker);
-                if rows.last_of_band {
+                compute_rows(self.job, &self.table, loaded, &mut rows, worker);
+                // A row is complete with the last block of its band.
+                if rows.is_last && rows.rect.x1 == self.job.width as i64 {
                     for plane in rows.planes {
                         self.sink.encode(plane);
                     }
@@ -326,124 +288,15 @@ impl Pass<'_> {
             }
         }
     }
-
-    fn load(&self, task: LoadRows, worker: &mut Worker) -> Result<()> {
-        let LoadRows { window, rows, mut planes, from } = task;
-        let (rect, width) = (window.rect, window.rect.width());
-        if let Some(from) = from {
-            keep_rows(&rect, rows, &mut planes, &from);
-            return Ok(());
-        }
-        let input = &self.job.inputs[window.input];
-        let [frame_width, frame_height] = input.grid.frame();
-        let wanted = Rect::new(rect.x0..rect.x1, rows.clone());
-        let inside = wanted.intersect(&Rect::frame(frame_width, frame_height));
-        let margin = (inside.x0 - rect.x0).max(0) as usize;
-        let above = (inside.y0 - rows.start).max(0) as usize * width;
-        for (k, plane) in planes.iter_mut().enumerate() {
-            if inside != wanted {
-                plane.fill(f32::NAN);
-            }
-            if inside.is_empty() {
-                continue;
-            }
-            let (source, key, channel) = match &input.weight_map {
-                Some(map) if k == input.image.channels => (map, 2 * window.input + 1, 0),
-                _ => (&input.image, 2 * window.input, k),
-            };
-            let out = &mut plane[above + margin..];
-            let chunk = &mut worker.chunk;
-            let read = source.read(key, self.files, channel, &inside, out, width, chunk)?;
-            self.progress.read_bytes.fetch_add(read, Ordering::Relaxed);
-        }
-        share_validity(input, &mut planes);
-        Ok(())
-    }
-
-    fn load_exact(&self, window: &Window, records: &mut [f64]) -> Result<()> {
-        let grid = &self.job.inputs[window.input].grid;
-        let exact = grid.exact().expect("only such grids have exact cells");
-        let len = grid.spacing() * grid.spacing() * 2;
-        for (record, &index) in records.chunks_mut(len).zip(&window.exact) {
-            // SAFETY: any bytes are doubles, and nobody else sees these.
-            let bytes = unsafe {
-                std::slice::from_raw_parts_mut(record.as_mut_ptr().cast(), size_of_val(record))
-            };
-            let at = u64::from(index) * bytes.len() as u64;
-            crate::source::read_exact_at(&exact.file, bytes, at)
-                .map_err(|e| Error::Argument(format!("scratch cannot be read back ({e})")))?;
-        }
-        Ok(())
-    }
-}
-
-/// Cut `len` values off the front of every plane.
-fn take_front<'a>(planes: &mut [&'a mut [f32]], len: usize) -> Vec<&'a mut [f32]> {
-    let mut fronts = Vec::with_capacity(planes.len());
-    for plane in planes {
-        let (front, rest) = mem::take(plane).split_at_mut(len);
-        *plane = rest;
-        fronts.push(front);
-    }
-    fronts
-}
-
-/// The windows of a block with their pixels in `arena`.
-fn loaded<'a>(job: &Job, block: &'a Block, arena: &'a Arena) -> Vec<Loaded<'a>> {
-    let (mut pixels, mut exact) = (&arena.pixels[..], &arena.exact[..]);
-    let take = |window: &'a Window| {
-        let (mine, rest) = pixels.split_at(window.len(job));
-        pixels = rest;
-        let (records, rest) = exact.split_at(window.exact_len(job));
-        exact = rest;
-        Loaded { window, pixels: mine, exact: records }
-    };
-    block.windows.iter().map(take).collect()
-}
-
-/// Copy rows that the block before has already decoded.
-fn keep_rows(rect: &Rect, rows: Range<i64>, planes: &mut [&mut [f32]], from: &Loaded) {
-    let old = &from.window.rect;
-    let shift = (rect.x0 - old.x0) as usize;
-    for (k, plane) in planes.iter_mut().enumerate() {
-        let source = &from.pixels[k * old.area()..][..old.area()];
-        for (row, y) in plane.chunks_mut(rect.width()).zip(rows.clone()) {
-            let first = (y - old.y0) as usize * old.width() + shift;
-            row.copy_from_slice(&source[first..first + row.len()]);
-        }
-    }
-}
-
-/// A pixel is valid when it is in every channel and its weight is positive.
-fn share_validity(input: &Input, planes: &mut [&mut [f32]]) {
-    if input.weight_map.is_some()
-        && let Some((weights, _)) = planes.split_last_mut()
-    {
-        for weight in weights.iter_mut() {
-            *weight = if *weight > 0.0 { *weight } else { f32::NAN };
-        }
-    }
-    let Some((first, others)) = planes.split_first_mut() else { return };
-    for other in &*others {
-        for (pixel, partner) in first.iter_mut().zip(other.iter()) {
-            *pixel = if partner.is_nan() { f32::NAN } else { *pixel };
-        }
-    }
-    for other in others {
-        for (pixel, first) in other.iter_mut().zip(first.iter()) {
-            *pixel = if first.is_nan() { f32::NAN } else { *pixel };
-        }
-    }
 }
 
 dispatched! {
-    /// Compute some output rows of a block, tile by tile.
+    /// Compute some output rows of a step, tile by tile.
     fn compute_rows(
         job: &Job,
         table: &TapTable,
         loaded: &[Loaded],
-        rect: &Rect,
-        planes: &mut [&mut [f32]],
+        rows: &mut OutputRows,
         worker: &mut Worker,
     ) = compute_rows_here
 }
@@ -453,14 +306,18 @@ fn compute_rows_here(
     job: &Job,
     table: &TapTable,
     loaded: &[Loaded],
-    rect: &Rect,
-    planes: &mut [&mut [f32]],
+    rows: &mut OutputRows,
     worker: &mut Worker,
 ) {
+    let rect = rows.rect;
     for x in (rect.x0..rect.x1).step_by(coadd::COLUMNS) {
-        let columns = x..rect.x1.min(x + coadd::COLUMNS as i64);
-        let area = Rect::new(columns, rect.y0..rect.y1);
-        let mut tile = Tile::begin(job, area, &mut worker.tile);
+        let area = Rect::new(x..rect.x1.min(x + coadd::COLUMNS as i64), rect.y0..rect.y1);
+        let kept = Place { stride: rect.width(), column: (x - rect.x0) as usize };
+        let mut tile = if rows.is_first {
+            Tile::begin(job, area, &mut worker.tile)
+        } else {
+            Tile::resume(job, area, &mut worker.tile, &rows.running, kept)
+        };
         for input in loaded {
             let span = &input.window.out_x;
             if span.end <= area.x0 || span.start >= area.x1 {
@@ -469,6 +326,10 @@ fn compute_rows_here(
             let valid = project(job, table, input, &area, &mut tile, &mut worker.space);
             worker.samples[input.window.input] += valid;
         }
-        tile.finish(planes, job.width, x as usize);
+        if rows.is_last {
+            tile.finish(&mut rows.planes, Place { stride: job.width, column: x as usize });
+        } else {
+            tile.set_aside(&mut rows.running, kept);
+        }
     }
 }

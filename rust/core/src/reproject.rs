@@ -3,8 +3,8 @@
 use crate::coadd::Tile;
 use crate::geom::{CellKind, CoordGrid, Rect, SNAP_PX, cubic};
 use crate::job::{Input, Job};
-use crate::layout::Window;
 use crate::resample::{Kernel, Plane, RUN, Run, TapTable, sample};
+use crate::window::Window;
 
 /// A window whose pixels have been read.
 #[derive(Clone, Copy)]

@@ -7,7 +7,7 @@
 mod accumulate;
 mod tile;
 
-pub use tile::{COLUMNS, ROWS, Tile, TileBuffers};
+pub use tile::{COLUMNS, Place, ROWS, Tile, TileBuffers};
 
 /// How the samples of a pixel become one value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

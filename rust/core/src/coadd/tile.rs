@@ -37,6 +37,26 @@ impl TileBuffers {
             weights: plane()?,
         })
     }
+
+    fn planes(&mut self) -> impl Iterator<Item = &mut LeasedVec<f64>> {
+        self.running.iter_mut().chain(std::iter::once(&mut self.weights))
+    }
+}
+
+/// Where the rows of a tile lie in planes: `stride` values apart, from `column` on.
+#[derive(Clone, Copy)]
+pub struct Place {
+    /// Distance between rows.
+    pub stride: usize,
+    /// First column of the tile.
+    pub column: usize,
+}
+
+impl Place {
+    #[inline(always)]
+    fn row(self, row: usize) -> std::ops::RangeFrom<usize> {
+        row * self.stride + self.column..
+    }
 }
 
 /// A rectangle of the output while samples come together in it.
@@ -51,11 +71,39 @@ impl<'a> Tile<'a> {
     #[inline(always)]
     pub fn begin(job: &Job, rect: Rect, buffers: &'a mut TileBuffers) -> Self {
         let area = rect.area();
-        for plane in &mut buffers.running {
+        for plane in buffers.planes() {
             plane[..area].fill(0.0);
         }
-        buffers.weights[..area].fill(0.0);
         Self { rect, combine: job.combine, buffers }
+    }
+
+    /// A tile that goes on with what [`set_aside`](Self::set_aside) kept.
+    #[inline(always)]
+    pub fn resume(
+        job: &Job,
+        rect: Rect,
+        buffers: &'a mut TileBuffers,
+        kept: &[&mut [f64]],
+        place: Place,
+    ) -> Self {
+        for (plane, kept) in buffers.planes().zip(kept) {
+            for row in 0..rect.height() {
+                plane[row * rect.width()..][..rect.width()]
+                    .copy_from_slice(&kept[place.row(row)][..rect.width()]);
+            }
+        }
+        Self { rect, combine: job.combine, buffers }
+    }
+
+    /// Keep the running values and weights, one plane each, for inputs that are still to come.
+    #[inline(always)]
+    pub fn set_aside(&mut self, kept: &mut [&mut [f64]], place: Place) {
+        let width = self.rect.width();
+        for (plane, kept) in self.buffers.planes().zip(kept) {
+            for row in 0..self.rect.height() {
+                kept[place.row(row)][..width].copy_from_slice(&plane[row * width..][..width]);
+            }
+        }
     }
 
     /// Bring in a run of samples of `input` that begins at output pixel (x, y): `values` per
@@ -80,15 +128,14 @@ impl<'a> Tile<'a> {
         accumulate::add_weights(&values[0][..weights.len()], weights, seen)
     }
 
-    /// Write the finished values, one plane a channel, and then the coverage, into `planes`: each
-    /// holds the tile's rows, `stride` apart, with the tile's first column at `column`.
+    /// Write the finished values, one plane a channel, and then the coverage, into `planes`.
     #[inline(always)]
-    pub fn finish(&self, planes: &mut [&mut [f32]], stride: usize, column: usize) {
+    pub fn finish(&self, planes: &mut [&mut [f32]], place: Place) {
         let width = self.rect.width();
         let (coverage, images) = planes.split_last_mut().expect("there is a coverage plane");
         for row in 0..self.rect.height() {
             let tile = row * width..(row + 1) * width;
-            let out = row * stride + column..row * stride + column + width;
+            let out = place.row(row).start..place.row(row).start + width;
             let weights = &self.buffers.weights[tile.clone()];
             for (image, running) in images.iter_mut().zip(&self.buffers.running) {
                 let running = &running[tile.clone()];

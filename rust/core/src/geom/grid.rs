@@ -94,6 +94,7 @@ pub struct CoordGrid {
     frame: [usize; 2],
     nodes: Vec<[f64; 2]>,
     cells: Vec<CellKind>,
+    steepest: [[f64; 2]; 2],
     exact: Option<ExactCells>,
 }
 
@@ -124,10 +125,12 @@ impl CoordGrid {
             frame,
             nodes,
             cells: Vec::new(),
+            steepest: [[0.0; 2]; 2],
             exact: None,
         };
         let kinds = (0..cells[0] * cells[1]).map(|k| grid.classify(k % cells[0], k / cells[0]));
         grid.cells = kinds.collect();
+        grid.steepest = grid.find_steepest();
         Ok(grid)
     }
 
@@ -180,6 +183,12 @@ impl CoordGrid {
         (self.nodes.len() * size_of::<[f64; 2]>()
             + self.cells.len() * size_of::<CellKind>()
             + exact) as u64
+    }
+
+    /// The steepest ascent of the smooth cells: by how many input pixels x and y change at most
+    /// (first index) per output pixel along x and y (second index).
+    pub fn steepest(&self) -> [[f64; 2]; 2] {
+        self.steepest
     }
 
     /// Every cell's kind, in rows.
@@ -367,6 +376,28 @@ impl CoordGrid {
             return CellKind::Empty;
         }
         CellKind::Smooth { slack: slack as f32 * 1.000_001 }
+    }
+
+    /// See [`steepest`](Self::steepest).
+    fn find_steepest(&self) -> [[f64; 2]; 2] {
+        let mut steepest = [[0.0_f64; 2]; 2];
+        for (number, kind) in self.cells.iter().enumerate() {
+            let CellKind::Smooth { slack } = kind else { continue };
+            let (column, row) = (number % self.cells_across + 1, number / self.cells_across + 1);
+            for along in 0..2 {
+                // The two edges of the cell that run in this direction.
+                let (dx, dy) = (1 - along, along);
+                let near = (self.node(column, row), self.node(column + dx, row + dy));
+                let far = (self.node(column + dy, row + dx), self.node(column + 1, row + 1));
+                for axis in 0..2 {
+                    let rise = |(a, b): ([f64; 2], [f64; 2])| (b[axis] - a[axis]).abs();
+                    let most = rise(near).max(rise(far)) + 4.0 * f64::from(*slack);
+                    let slope = most / self.spacing as f64;
+                    steepest[axis][along] = steepest[axis][along].max(slope);
+                }
+            }
+        }
+        steepest
     }
 
     /// A bound on how far the interpolant of a cell strays from the bilinear interpolation of its

@@ -29,9 +29,7 @@ impl FitsSink {
 
 impl Sink for FitsSink {
     fn encode(&self, rows: &mut [f32]) {
-        for value in rows {
-            *value = f32::from_bits(value.to_bits().to_be());
-        }
+        crate::cpu::encode(rows);
     }
 
     fn write(&self, rows: Range<usize>, planes: &[&[f32]]) -> Result<()> {
@@ -44,6 +42,14 @@ impl Sink for FitsSink {
             }
         }
         Ok(())
+    }
+}
+
+/// Values as FITS stores them: most significant byte first.
+#[inline(always)]
+pub(crate) fn to_big_endian(values: &mut [f32]) {
+    for value in values {
+        *value = f32::from_bits(value.to_bits().to_be());
     }
 }
 

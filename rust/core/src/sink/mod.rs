@@ -6,6 +6,7 @@ mod memory;
 use std::ops::Range;
 
 pub use fits::FitsSink;
+pub(crate) use fits::to_big_endian;
 pub use memory::MemorySink;
 
 use crate::Result;

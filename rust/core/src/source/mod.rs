@@ -17,8 +17,8 @@ use crate::{Error, Result};
 pub const READ_CHUNK_BYTES: usize = 256 << 10;
 
 /// Columns that are left out between two row segments cost less to read than a second request
-/// when they are fewer bytes than this.
-const GAP_BYTES: usize = 16 << 10;
+/// when they are fewer bytes than this: a page.
+const GAP_BYTES: usize = 4 << 10;
 
 /// Where stored samples live.
 pub enum Store {

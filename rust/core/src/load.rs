@@ -1,0 +1,221 @@
+//! Filling the windows of a step: rows are read and decoded, or kept from the step before.
+
+use std::mem;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::budget::{LeasedVec, Ledger};
+use crate::geom::Rect;
+use crate::job::{Input, Job};
+use crate::layout::Step;
+use crate::reproject::Loaded;
+use crate::source::{FileCache, read_exact_at};
+use crate::window::Window;
+use crate::{Error, Result};
+
+/// Source rows that one task reads.
+const READ_ROWS: i64 = 64;
+
+/// Memory for the windows of one step.
+pub struct Arena {
+    pixels: LeasedVec<f32>,
+    exact: LeasedVec<f64>,
+}
+
+impl Arena {
+    /// Room for so many pixels and so many doubles of exact records.
+    pub fn new(pixels: usize, exact: usize, ledger: &Arc<Ledger>) -> Result<Self> {
+        Ok(Self { pixels: ledger.zeroed(pixels)?, exact: ledger.zeroed(exact)? })
+    }
+
+    /// The windows of a step that lie here.
+    pub fn loaded<'a>(&'a self, job: &Job, step: &'a Step) -> Vec<Loaded<'a>> {
+        let (mut pixels, mut exact) = (&self.pixels[..], &self.exact[..]);
+        let take = |window: &'a Window| {
+            let (mine, rest) = pixels.split_at(window.len(job));
+            pixels = rest;
+            let (records, rest) = exact.split_at(window.exact_len(job));
+            exact = rest;
+            Loaded { window, pixels: mine, exact: records }
+        };
+        step.windows.iter().map(take).collect()
+    }
+}
+
+/// A piece of a window to be filled.
+pub enum LoadTask<'a> {
+    /// Source rows, of all planes.
+    Rows(Rows<'a>),
+    /// Coordinates of its exact cells.
+    Exact(&'a Window, &'a mut [f64]),
+}
+
+/// Some rows of a window.
+pub struct Rows<'a> {
+    window: &'a Window,
+    y: Range<i64>,
+    planes: Vec<&'a mut [f32]>,
+    /// The window of the step before that has them already.
+    from: Option<Loaded<'a>>,
+}
+
+/// Fills windows.
+pub struct Loader<'a> {
+    /// The job whose inputs are read.
+    pub job: &'a Job,
+    /// Their files.
+    pub files: &'a FileCache,
+    /// Counts the bytes read.
+    pub read_bytes: &'a AtomicU64,
+}
+
+impl Loader<'_> {
+    /// Tasks that fill `arena` with the windows of `step`, given those of the step before it.
+    pub fn tasks<'a>(
+        &self,
+        step: &'a Step,
+        arena: &'a mut Arena,
+        before: &[Loaded<'a>],
+    ) -> Vec<LoadTask<'a>> {
+        let mut tasks = Vec::new();
+        let (mut pixels, mut exact) = (&mut arena.pixels[..], &mut arena.exact[..]);
+        for window in &step.windows {
+            let mine = take_front(&mut pixels, window.len(self.job));
+            let records = take_front(&mut exact, window.exact_len(self.job));
+            if !records.is_empty() {
+                tasks.push(LoadTask::Exact(window, records));
+            }
+            self.rows_of(window, mine, before, &mut tasks);
+        }
+        tasks
+    }
+
+    /// Cut the rows of a window into tasks.
+    fn rows_of<'a>(
+        &self,
+        window: &'a Window,
+        pixels: &'a mut [f32],
+        before: &[Loaded<'a>],
+        tasks: &mut Vec<LoadTask<'a>>,
+    ) {
+        let rect = window.rect;
+        let (from, kept) = match window.kept(before.iter().map(|loaded| loaded.window)) {
+            Some((place, rows)) => (Some(before[place]), rows),
+            None => (None, rect.y0..rect.y0),
+        };
+        let mut planes: Vec<_> = pixels.chunks_mut(rect.area()).collect();
+        planes.truncate(self.job.inputs[window.input].planes());
+        for (rows, from) in
+            [(rect.y0..kept.start, None), (kept.clone(), from), (kept.end..rect.y1, None)]
+        {
+            for start in rows.clone().step_by(READ_ROWS as usize) {
+                let y = start..rows.end.min(start + READ_ROWS);
+                let values = (y.end - y.start) as usize * rect.width();
+                let planes = planes.iter_mut().map(|plane| take_front(plane, values)).collect();
+                tasks.push(LoadTask::Rows(Rows { window, y, planes, from }));
+            }
+        }
+    }
+
+    /// Do a task; `chunk` is memory to read into.
+    pub fn run(&self, task: LoadTask, chunk: &mut [u8]) -> Result<()> {
+        match task {
+            LoadTask::Exact(window, records) => self.read_exact(window, records),
+            LoadTask::Rows(mut rows) => match rows.from {
+                Some(from) => {
+                    keep(&mut rows, &from);
+                    Ok(())
+                }
+                None => self.read(rows, chunk),
+            },
+        }
+    }
+
+    fn read(&self, rows: Rows, chunk: &mut [u8]) -> Result<()> {
+        let Rows { window, y, mut planes, .. } = rows;
+        let (rect, width) = (window.rect, window.rect.width());
+        let input = &self.job.inputs[window.input];
+        let [frame_width, frame_height] = input.grid.frame();
+        let wanted = Rect::new(rect.x0..rect.x1, y.clone());
+        let inside = wanted.intersect(&Rect::frame(frame_width, frame_height));
+        let margin = (inside.x0 - rect.x0).max(0) as usize;
+        let above = (inside.y0 - y.start).max(0) as usize * width;
+        for (k, plane) in planes.iter_mut().enumerate() {
+            if inside != wanted {
+                plane.fill(f32::NAN);
+            }
+            if inside.is_empty() {
+                continue;
+            }
+            let (source, key, channel) = match &input.weight_map {
+                Some(map) if k == input.image.channels => (map, 2 * window.input + 1, 0),
+                _ => (&input.image, 2 * window.input, k),
+            };
+            let out = &mut plane[above + margin..];
+            let read = source.read(key, self.files, channel, &inside, out, width, chunk)?;
+            self.read_bytes.fetch_add(read, Ordering::Relaxed);
+        }
+        share_validity(input, &mut planes);
+        Ok(())
+    }
+
+    fn read_exact(&self, window: &Window, records: &mut [f64]) -> Result<()> {
+        let grid = &self.job.inputs[window.input].grid;
+        let exact = grid.exact().expect("only such grids have exact cells");
+        let len = grid.spacing() * grid.spacing() * 2;
+        for (record, &index) in records.chunks_mut(len).zip(&window.exact) {
+            // SAFETY: any bytes are doubles, and nobody else sees these.
+            let bytes = unsafe {
+                std::slice::from_raw_parts_mut(record.as_mut_ptr().cast(), size_of_val(record))
+            };
+            let at = u64::from(index) * bytes.len() as u64;
+            read_exact_at(&exact.file, bytes, at)
+                .map_err(|e| Error::Argument(format!("scratch cannot be read back ({e})")))?;
+        }
+        Ok(())
+    }
+}
+
+/// Cut `len` values off the front of a slice, which keeps the rest.
+#[allow(clippy::mut_mut)]
+pub fn take_front<'a, T>(slice: &mut &'a mut [T], len: usize) -> &'a mut [T] {
+    let (front, rest) = mem::take(slice).split_at_mut(len);
+    *slice = rest;
+    front
+}
+
+/// Copy rows that the step before has already decoded.
+fn keep(rows: &mut Rows, from: &Loaded) {
+    let (rect, old) = (rows.window.rect, from.window.rect);
+    let shift = (rect.x0 - old.x0) as usize;
+    for (k, plane) in rows.planes.iter_mut().enumerate() {
+        let source = &from.pixels[k * old.area()..][..old.area()];
+        for (row, y) in plane.chunks_mut(rect.width()).zip(rows.y.clone()) {
+            let first = (y - old.y0) as usize * old.width() + shift;
+            row.copy_from_slice(&source[first..first + row.len()]);
+        }
+    }
+}
+
+/// A pixel is valid when it is in every channel and its weight is positive.
+fn share_validity(input: &Input, planes: &mut [&mut [f32]]) {
+    if input.weight_map.is_some()
+        && let Some((weights, _)) = planes.split_last_mut()
+    {
+        for weight in weights.iter_mut() {
+            *weight = if *weight > 0.0 { *weight } else { f32::NAN };
+        }
+    }
+    let Some((first, others)) = planes.split_first_mut() else { return };
+    for other in &*others {
+        for (pixel, partner) in first.iter_mut().zip(other.iter()) {
+            *pixel = if partner.is_nan() { f32::NAN } else { *pixel };
+        }
+    }
+    for other in others {
+        for (pixel, first) in other.iter_mut().zip(first.iter()) {
+            *pixel = if first.is_nan() { f32::NAN } else { *pixel };
+        }
+    }
+}
