@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 
 def main() -> None:
     """Run the command line."""
-    from zmrs.cli import run  # noqa: PLC0415  (so that importing this module costs nothing)
-
+    try:
+        from zmrs.cli import run  # noqa: PLC0415  (so that importing this module costs nothing)
+    except KeyboardInterrupt:  # before anybody listens for it
+        sys.exit(130)
     run()
 
 

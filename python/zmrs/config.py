@@ -98,7 +98,7 @@ class Options:
     )
     max_output_pixels: int | None = _option(
         None,
-        "Refuse a larger output [default: 4 times the inputs, at least 250 million]",
+        "Refuse a larger output [default: 4 times the inputs, 250 million to 20 billion]",
         kind="count",
         metavar="N",
     )

@@ -52,6 +52,8 @@ _UNSUSPICIOUS_PIXELS = 250_000_000
 # Larger ones are when they hold this many times the area of all inputs. Overlapping fields stay
 # below 1, a sparse survey is still below 4; a stray pointing leads to tens or thousands.
 _ABSURD_AREA_RATIO = 4.0
+# Beyond this (80 GB a plane) a grid is refused unasked, whatever the inputs claim to be.
+_LARGEST_PIXELS = 2e10
 # A tangent point so near a pole (0.4 mas) is the pole.
 _POLE_DEG = 1e-7
 _FINITE = float(np.finfo(np.float64).max)
@@ -396,7 +398,8 @@ def optimal_grid(
 def _limit_pixels(images: Iterable[WcsAndShape], scale_deg: float) -> float:
     """Default limit of the grid's size, from the area of the inputs in output pixels."""
     area = sum(math.prod(shape) * pixel_area_deg2(wcs) for wcs, shape in images)
-    return max(_UNSUSPICIOUS_PIXELS, _ABSURD_AREA_RATIO * area / scale_deg**2)
+    wanted = max(_UNSUSPICIOUS_PIXELS, _ABSURD_AREA_RATIO * area / scale_deg**2)
+    return min(wanted, _LARGEST_PIXELS)
 
 
 def _place(
