@@ -237,8 +237,9 @@ def report(commands: list[Command], stage_rows: list[tuple[str, float, float]]) 
         "## Whole commands",
         "",
         f"{PANELS[0] * PANELS[1]} frames of {EDGE} x {EDGE} float32, overlap 30 %, turned by up"
-        " to 3 degrees, onto one canvas of 87 Mpix; mean, no matching; mosaic and weight plane written;"
-        " files in the page cache; two threads; zmrs with `--memory 256MiB`. Medians; `times` is"
+        " to 3 degrees, onto one canvas of 87 Mpix; mean, no matching; mosaic and weight plane"
+        " written; files in the page cache; two threads; zmrs with `--memory 256MiB`. Medians;"
+        " `times` is"
         f" wall time over that of {commands[0].name}.",
         "",
         "| command | runs | wall s (min to max) | CPU s | peak MiB | times |",

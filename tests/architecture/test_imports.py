@@ -91,8 +91,7 @@ def test_who_may_import_whom(module: str) -> None:
         name
         for name in brought
         for barred in FORBIDDEN[module]
-        if (name == barred.rstrip(".")
-        and not barred.endswith("."))
+        if (name == barred.rstrip(".") and not barred.endswith("."))
         or name.startswith(barred.rstrip(".") + ".")
     }
     assert not bad
