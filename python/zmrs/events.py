@@ -11,7 +11,7 @@ from zmrs import probe
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Event", "Stage"]
+__all__ = ["Clock", "Event", "Stage"]
 
 
 @dataclass(frozen=True)
@@ -75,3 +75,16 @@ class Stage:
         eta_s = elapsed * (self._total - done) / done if paced else None
         rss_mib = probe.resident_bytes() / 2**20
         self._listener(Event(event, self._stage, done, self._total, self._unit, eta_s, rss_mib))
+
+
+class Clock:
+    """Seconds of one step after the other."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self._seconds, self._last = seconds, time.perf_counter()
+
+    def lap(self, step: str) -> None:
+        """The step that ends now."""
+        now = time.perf_counter()
+        self._seconds[step] = now - self._last
+        self._last = now

@@ -16,14 +16,14 @@ from zmrs import _zmrs
 from zmrs.errors import InputError, UsageError
 from zmrs.io.headers import Cards, UnusableError
 from zmrs.io.wcs import header_wcs
-from zmrs.scan import InputImage, LeftOut, Meta, Scan, Storage, meta_of, scan_inputs
+from zmrs.scan import InputImage, LeftOut, Meta, Scan, meta_of, scan_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-__all__ = ["ArrayImage", "Image", "decompress", "gather", "source_of", "weight_of"]
+__all__ = ["ArrayImage", "Image", "decompress", "gather", "is_compressed", "source_of", "weight_of"]
 
 _LEAST_WEIGHT = 1e-30
 """Sums of smaller weights would vanish in the single-precision coverage."""
@@ -236,10 +236,17 @@ def _as_bytes(pixels: NDArray[Any]) -> NDArray[np.uint8]:
     return pixels.reshape(-1).view(np.uint8)
 
 
-def decompress(store: Storage) -> NDArray[np.uint8]:
+def is_compressed(image: Image) -> bool:
+    """Whether the engine cannot read the image in place."""
+    return isinstance(image, InputImage) and image.storage.compressed
+
+
+def decompress(image: Image) -> NDArray[np.uint8]:
     """The stored samples of a compressed image, in this machine's byte order, as bytes."""
     from astropy.io import fits  # noqa: PLC0415  (late: 0.3 s)
 
+    assert isinstance(image, InputImage)
+    store = image.storage
     code = next(code for code, bitpix in _DTYPES.items() if bitpix == store.bitpix)
     try:
         with fits.open(
@@ -247,7 +254,10 @@ def decompress(store: Storage) -> NDArray[np.uint8]:
         ) as hdus:
             pixels = hdus[store.hdu].data
             pixels = np.ascontiguousarray(pixels, dtype=np.dtype(code))
-    except (OSError, ValueError, EOFError) as error:
+    except MemoryError:
+        raise
+    # Decompressors raise what they like: zlib.error, OSError, ValueError, IndexError.
+    except Exception as error:
         raise InputError(
             f"{store.path}: cannot be decompressed ({error}); the file is damaged, get it anew."
         ) from error

@@ -132,3 +132,22 @@ def test_a_refusal_names_a_limit_that_works_in_the_callers_terms(image: Any, wcs
 def test_hdu_may_be_a_number(tmp_path: Path, image: Any, wcs: Any) -> None:
     path = sky.write_image(tmp_path / "a.fits", image, wcs)
     assert zmrs.mosaic([path], hdu=0).data.shape == SHAPE
+
+
+def test_a_damaged_compressed_file_is_left_out(tmp_path: Path, wcs: Any) -> None:
+    noise = np.random.default_rng(2).integers(0, 30_000, SHAPE).astype(np.int16)
+    good = sky.write_image(tmp_path / "good.fits", noise.astype(np.float32), wcs)
+    bad = tmp_path / "bad.fits.fz"
+    header = wcs.to_header()
+    fits.CompImageHDU(noise, header, compression_type="GZIP_1").writeto(bad)
+    whole = zmrs.mosaic([bad], wcs=wcs, shape=SHAPE)
+    np.testing.assert_array_equal(whole.data, noise)
+    content = bytearray(bad.read_bytes())
+    content[-2880:] = b"\xff" * 2880
+    bad.write_bytes(content)
+    result = zmrs.mosaic([good, bad], wcs=wcs, shape=SHAPE)
+    assert [row.status for row in result.inputs] == ["used", "left_out"]
+    assert "cannot be decompressed" in result.inputs[1].reason
+    assert result.coverage.max() == 1.0
+    with pytest.raises(InputError, match="cannot be decompressed"):
+        zmrs.mosaic([good, bad], strict=True)

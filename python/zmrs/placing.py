@@ -1,0 +1,98 @@
+"""Where every input lies on the output grid, and what the engine needs to read it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zmrs import _zmrs, inputs
+from zmrs.errors import ZmrsError
+from zmrs.events import Stage
+from zmrs.scan import LeftOut
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from zmrs.coordinates import Geometry
+    from zmrs.events import Event
+    from zmrs.grid import Grid
+
+__all__ = ["Placed", "no_scratch", "place", "scratch_folder"]
+
+log = logging.getLogger("zmrs")
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An input that touches the output: its image and where output pixels fall in it."""
+
+    image: inputs.Image
+    geometry: Geometry
+    source: _zmrs.Source
+    weight: float
+    weight_map: _zmrs.Source | None
+
+    def for_engine(self) -> _zmrs.Input:
+        """The input as the engine takes it."""
+        name = os.fsencode(self.image.name).decode(errors="replace")
+        grid = self.geometry.grid
+        return _zmrs.Input(name, self.source, grid, weight=self.weight, weight_map=self.weight_map)
+
+
+def place(
+    images: Sequence[inputs.Image],
+    weights: Sequence[Any],
+    grid: Grid,
+    scratch: Callable[[], Path],
+    listener: Callable[[Event], object] | None,
+) -> tuple[list[Placed], list[LeftOut]]:
+    """Where every input lies on the grid; those that do not touch it are left out."""
+    from zmrs.coordinates import locate  # noqa: PLC0415
+
+    stage = Stage(listener, "geometry", len(images), "files")
+    placed, left_out = [], []
+    for number, image in enumerate(images):
+        geometry = locate((grid.wcs, grid.shape), (image.wcs, inputs.shape_of(image)), scratch)
+        if geometry is None:
+            reason = (
+                f"{image.name}: it does not touch the output grid; leave it out, or check --wcs, "
+                "--center and --size."
+            )
+            left_out.append(LeftOut(image.name, reason))
+        else:
+            weight, weight_map = inputs.weight_of(weights[number], image)
+            placed.append(Placed(image, geometry, inputs.source_of(image), weight, weight_map))
+            if geometry.exact_fraction > 0.5:
+                log.warning(
+                    "%s: its distortion does not interpolate to the bound; exact "
+                    "coordinates are kept on disk (slower)",
+                    image.name,
+                )
+        stage.advance(number + 1)
+    stage.end()
+    return placed, left_out
+
+
+def no_scratch() -> Path:
+    """Refuse: nobody said where scratch files may be."""
+    raise ZmrsError("a scratch file is needed but there is no place for one; give --scratch.")
+
+
+@contextlib.contextmanager
+def scratch_folder(parent: str | Path | None) -> Iterator[Callable[[], Path]]:
+    """A folder for scratch files that appears with the first of them and is always removed."""
+    with contextlib.ExitStack() as stack:
+        folder: list[Path] = []
+
+        def new_file() -> Path:
+            if not folder:
+                made = tempfile.TemporaryDirectory(dir=parent, prefix=".zmrs-scratch-")
+                folder.append(Path(stack.enter_context(made)))
+            return folder[0] / str(len(list(folder[0].iterdir())))
+
+        yield new_file

@@ -1,0 +1,160 @@
+"""What a job has made: the mosaic, what became of every input, and the run in numbers."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from zmrs import probe
+from zmrs.io import cards
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from zmrs import _zmrs
+    from zmrs.config import Options
+    from zmrs.pipeline import Prepared
+    from zmrs.plan import Plan
+
+__all__ = ["Result", "figures_of", "header_of", "log_result", "rows_of"]
+
+log = logging.getLogger("zmrs")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished mosaic.
+
+    Attributes
+    ----------
+    path
+        The file, or None when the mosaic is in memory.
+    wcs
+        Celestial WCS of the output.
+    plan
+        The resources with which it was made.
+    inputs
+        What became of every input, in job order, those left out last.
+    stats
+        Figures of the run: seconds of each step, bytes read and written, memory.
+    """
+
+    path: Path | None
+    wcs: Any
+    plan: Plan
+    inputs: list[cards.InputRow]
+    stats: dict[str, Any]
+    _arrays: tuple[NDArray[np.float32], NDArray[np.float32]] | None = field(repr=False)
+
+    @cached_property
+    def data(self) -> NDArray[np.float32]:
+        """Image, (H, W) or (C, H, W) float32; NaN where nothing covers. Read when asked for."""
+        return self._plane(0)
+
+    @cached_property
+    def coverage(self) -> NDArray[np.float32]:
+        """Sum of weights, (H, W) float32; 0 where nothing covers."""
+        return self._plane(1)
+
+    def _plane(self, number: int) -> NDArray[np.float32]:
+        if self._arrays is not None:
+            return self._arrays[number]
+        from astropy.io import fits  # noqa: PLC0415  (imported long before, with astropy.wcs)
+
+        with fits.open(self.path, memmap=False) as hdus:
+            return np.asarray(hdus[number].data, dtype=np.float32)
+
+
+def rows_of(prepared: Prepared, stats: _zmrs.PassStats) -> list[cards.InputRow]:
+    """What became of every input."""
+    rows = []
+    for placed, samples in zip(prepared.placed, stats.samples, strict=True):
+        row = cards.InputRow(placed.image.name, prepared.channels)
+        row.weight, row.n_samples = placed.weight, samples
+        row.geometry_error_px = placed.geometry.error_px
+        if placed.image.meta.exptime is not None:
+            row.exposure_s = placed.image.meta.exptime
+        if not samples:
+            row.leave_out(f"{row.name}: it has no valid pixel on the output grid; look at it.")
+        rows.append(row)
+    return rows + [
+        cards.InputRow(left.name, prepared.channels, left.reason) for left in prepared.left_out
+    ]
+
+
+def header_of(prepared: Prepared, rows: Sequence[cards.InputRow], options: Options) -> Any:
+    """Header of the mosaic, given what became of its inputs."""
+    from zmrs import __version__  # noqa: PLC0415  (the package imports this module)
+
+    used = zip(prepared.placed, rows, strict=False)
+    metas = [placed.image.meta for placed, row in used if row.status == "used"]
+    mib = 2**20
+    software = [
+        ("SOFTNAME", "zmrs", "program that made this"),
+        ("SOFTVERS", __version__, "its version"),
+        ("COMBINET", options.combine, "how samples were combined"),
+        ("ZMKERN", options.kernel, "interpolation kernel"),
+        ("ZMMATCH", options.match, "photometric matching"),
+        ("ZMTWOP", False, "coverage renormalisation"),
+        ("ZMFLUX", "SB", "values are surface brightness: no Jacobian"),
+        ("ZMBACK", "cpu", "where the pixels were computed"),
+        ("ZMPLAN", _short(prepared.plan), ""),
+        ("ZMMEM", round(prepared.allowed.bytes / mib, 2), "[MiB] memory that was allowed"),
+        ("ZMPEAK", round(probe.peak_resident_bytes() / mib, 2), "[MiB] peak resident memory"),
+    ]
+    grid = prepared.grid
+    return cards.primary_header(prepared.channels, grid.shape, grid.to_header(), metas, software)
+
+
+def _short(plan: Plan) -> str:
+    """The plan in the 68 characters of a card."""
+    mib = (plan.max_chunk_bytes or 0) / 2**20
+    gpu = "on" if plan.use_gpu else "off"
+    text = f"{plan.name} workers={plan.cpu_workers} rows={plan.rows_per_chunk}"
+    return f"{text} chunk={mib:.2f}MiB gpu={gpu}"[:68]
+
+
+def figures_of(prepared: Prepared, stats: _zmrs.PassStats) -> dict[str, Any]:
+    """The run in numbers."""
+    stored = prepared.job.input_bytes
+    return {
+        "seconds": prepared.seconds,
+        "workers": stats.workers,
+        "bands": prepared.layout.bands,
+        "blocks": prepared.layout.blocks,
+        "samples": sum(stats.samples),
+        "input_bytes": stored,
+        "read_bytes": stats.read_bytes,
+        "read_amplification": stats.read_bytes / stored if stored else 0.0,
+        "write_bytes": prepared.layout.write_bytes,
+        "files_opened": stats.files_opened,
+        "allowed_bytes": prepared.allowed.bytes,
+        "reserved_bytes": prepared.reserved_bytes,
+        "projected_bytes": prepared.layout.projected_bytes,
+        "leased_peak_bytes": stats.ledger_peak,
+        "peak_bytes": probe.peak_resident_bytes(),
+    }
+
+
+def log_result(result: Result) -> None:
+    """One line for the log."""
+    stats, used = result.stats, sum(row.status == "used" for row in result.inputs)
+    log.info(
+        "mosaic of %d inputs in %.2f s (pass %.2f s); read %.0f MiB (%.2f of the input), wrote "
+        "%.0f MiB; peak %.0f of %.0f MiB",
+        used,
+        stats["seconds"]["total"],
+        stats["seconds"]["mosaic"],
+        stats["read_bytes"] / 2**20,
+        stats["read_amplification"],
+        stats["write_bytes"] / 2**20,
+        stats["peak_bytes"] / 2**20,
+        stats["allowed_bytes"] / 2**20,
+    )
