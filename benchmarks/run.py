@@ -221,7 +221,7 @@ def machine() -> str:
     rustc = subprocess.run(["rustc", "--version"], capture_output=True, text=True, check=True)
     return (
         f"{cpu}, {len(os.sched_getaffinity(0))} processors, {ram:.0f} GiB, "
-        f"{platform.system()} {platform.release()}; Python {platform.python_version()}, {packages};"
+        f"{platform.system()}; Python {platform.python_version()}, {packages};"
         f" {rustc.stdout.split('(')[0].strip()}, {build['profile']} build, {build['simd']}"
     )
 

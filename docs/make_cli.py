@@ -16,7 +16,7 @@ def page() -> str:
     for name in cli.list_commands(context):
         command = cli.get_command(context, name)
         assert command is not None
-        sub = click.Context(command, info_name=f"zmrs {name}")
+        sub = click.Context(command, info_name=name, parent=context)
         lines += [f"## zmrs {name}", "", "```text", command.get_help(sub), "```", ""]
     return "\n".join(lines)
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zmrs import probe
-from zmrs.config import COMBINES, KERNELS, MATCHES, Options
+from zmrs.config import COMBINES, KERNELS, MATCHES, Options, parse
 from zmrs.errors import UsageError
 from zmrs.pipeline import Result, make_mosaic
 from zmrs.plan import Plan, parse_size
+from zmrs.sky import is_known_sky
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -42,7 +44,8 @@ def mosaic(
     ----------
     inputs
         Paths (files, folders, globs, ``@list``), HDUs, ``(array, wcs)`` pairs or ``NDData``, in
-        any mix.  Arrays are (H, W) or (C, H, W), any real type; NaN is invalid.
+        any mix.  Arrays are (H, W) or (C, H, W), any real type; NaN is invalid; they are used in
+        place and must not change meanwhile.
     output
         FITS file to make; None gives the mosaic as arrays.
     memory
@@ -93,8 +96,13 @@ def mosaic(
             raise UsageError(f"{name}: '{value}' is not one of {', '.join(known)}.")
     if isinstance(inputs, str | Path):
         inputs = [inputs]
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads: {threads} cannot work; give at least 1.")
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise UsageError(f"threads: {threads!r} cannot work; give a number of at least 1.")
+    if isinstance(plan, str | bytes | int | float):
+        raise UsageError(f"plan: {plan!r} is no plan; give a zmrs.Plan or its fields.")
+    if shape is not None and isinstance(wcs, str | Path):
+        raise UsageError("shape: the template says it already; drop one of the two.")
+    _check_options(options, wcs)
     template = str(wcs) if isinstance(wcs, str | Path) else None
     chosen = Options(
         memory=_bytes(memory),
@@ -116,6 +124,20 @@ def mosaic(
         held_bytes=probe.resident_bytes(),
         listener=progress,
     )
+
+
+def _check_options(options: dict[str, Any], wcs: Any) -> None:
+    """Refuse options that do not exist, or that a given grid would leave without effect."""
+    known = {option.name: option for option in fields(Options)}
+    for name, value in options.items():
+        if name not in known:
+            raise UsageError(f"{name}: zmrs has no such option; see zmrs.config.Options.")
+        if isinstance(value, str) and known[name].metadata["kind"] not in ("text", "path"):
+            options[name] = parse(known[name], value, name)
+    shaping = ("scale", "center", "size", "projection", "frame", "rotate", "max_output_pixels")
+    useless = [name for name in shaping if options.get(name) is not None]
+    if useless and wcs is not None and not isinstance(wcs, str | Path):
+        raise UsageError(f"wcs: it says the whole grid; drop it or {', '.join(useless)}.")
 
 
 def _bytes(memory: int | float | str | None) -> int | float | None:
@@ -143,8 +165,8 @@ def _grid(wcs: Any, shape: tuple[int, int] | None) -> tuple[Any, tuple[int, int]
         if not isinstance(wcs, Header):
             raise UsageError(f"wcs: a {type(wcs).__name__} is no WCS; give one, or a file's name.")
         wcs = WCS(wcs)
-    if not wcs.has_celestial:
-        raise UsageError("wcs: the output WCS is not celestial.")
+    if not wcs.has_celestial or not is_known_sky(wcs.celestial):
+        raise UsageError("wcs: the output WCS is not equatorial or galactic.")
     if shape is None or len(shape) != 2 or min(shape) < 1:
         raise UsageError(f"shape: the output WCS needs the (H, W) of the output, not {shape}.")
     return wcs, (int(shape[0]), int(shape[1]))

@@ -162,11 +162,24 @@ class Geometry:
     exact_fraction: float
 
 
+NODE_BYTES = 200
+"""Memory that a node takes while its grid is made and checked (measured: 130 to 190)."""
+
+
+class TooManyNodesError(Exception):
+    """A coordinate grid would have `n_nodes` nodes, more than there is memory for."""
+
+    def __init__(self, n_nodes: int) -> None:
+        super().__init__(f"{n_nodes} nodes")
+        self.n_nodes = n_nodes
+
+
 def locate(
     output: tuple[WCS, tuple[int, int]],
     image: tuple[WCS, tuple[int, int]],
     scratch: Callable[[], Path],
     max_error_px: float = MAX_COORD_ERROR_PX,
+    most_nodes: int | None = None,
 ) -> Geometry | None:
     """Find where the pixels of the output fall in an input.
 
@@ -178,6 +191,13 @@ def locate(
         Called when exact cells are needed: gives the path of a file to make.
     max_error_px
         Bound on the error of coordinates, in input pixels.
+    most_nodes
+        Nodes that there is memory for.
+
+    Raises
+    ------
+    TooManyNodesError
+        The grid would have more.
 
     Returns
     -------
@@ -189,6 +209,9 @@ def locate(
     if box is None:
         return None
     for spacing in SPACINGS_PX:
+        n_nodes = ((box[2] - box[0]) // spacing + 4) * ((box[3] - box[1]) // spacing + 4)
+        if most_nodes is not None and n_nodes > most_nodes:
+            raise TooManyNodesError(n_nodes)
         lattice = _Lattice(box, spacing, image[1], forward)
         error_px, failing = lattice.check(max_error_px)
         if failing.size * spacing**2 <= max(_FEW_PX, _FEW * lattice.area):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,8 @@ _UNSUSPICIOUS_PIXELS = 250_000_000
 # Larger ones are when they hold this many times the area of all inputs. Overlapping fields stay
 # below 1, a sparse survey is still below 4; a stray pointing leads to tens or thousands.
 _ABSURD_AREA_RATIO = 4.0
+# A grid this many times finer than the finest input is a mistake: degrees for arcseconds, say.
+_FINEST_RATIO = 20.0
 # Beyond this (80 GB a plane) a grid is refused unasked, whatever the inputs claim to be.
 _LARGEST_PIXELS = 2e10
 # A tangent point so near a pole (0.4 mas) is the pole.
@@ -93,7 +95,9 @@ class Grid:
         """
         exact = _exact_numbers(self.wcs)
         header = self.wcs.to_header(relax=True)
-        return [(c.keyword, exact.get(c.keyword, c.value), c.comment) for c in header.cards]
+        # Times belong to exposures; a template's must not date the mosaic.
+        timeless = (c for c in header.cards if not c.keyword.startswith(("DATE", "MJD")))
+        return [(c.keyword, exact.get(c.keyword, c.value), c.comment) for c in timeless]
 
     def description(self) -> str:
         """One line: size, pixel scale, projection, centre."""
@@ -310,7 +314,7 @@ def _check_options(
         raise UsageError(f"--projection {projection}: not a projection code; use one like TAN.")
     if rotate_deg is not None and not math.isfinite(rotate_deg):
         raise UsageError(f"--rotate {rotate_deg}: not an angle; give degrees.")
-    if center is not None and not (math.isfinite(center[0]) and abs(center[1]) <= 90):
+    if center is not None and not (abs(center[0]) <= 360 and abs(center[1]) <= 90):
         raise UsageError(f"--center {center[0]},{center[1]}: not on the sky; give degrees.")
     if size is not None and min(size) < 1:
         raise UsageError(f"--size {size[0]}x{size[1]}: not a size; give WIDTHxHEIGHT above 0.")
@@ -395,9 +399,15 @@ def optimal_grid(
     return grid
 
 
-def _limit_pixels(images: Iterable[WcsAndShape], scale_deg: float) -> float:
+def _limit_pixels(images: Sequence[WcsAndShape], scale_deg: float) -> float:
     """Default limit of the grid's size, from the area of the inputs in output pixels."""
     area = sum(math.prod(shape) * pixel_area_deg2(wcs) for wcs, shape in images)
+    finest_deg = min(finest_scale_deg(wcs) for wcs, _ in images)
+    if scale_deg < finest_deg / _FINEST_RATIO:
+        raise UsageError(
+            f"--scale {scale_deg * 3600:g}: the finest input has {finest_deg * 3600:.4g} arcsec a "
+            "pixel; give arcseconds, or --max-output-pixels if that is meant."
+        )
     wanted = max(_UNSUSPICIOUS_PIXELS, _ABSURD_AREA_RATIO * area / scale_deg**2)
     return min(wanted, _LARGEST_PIXELS)
 
@@ -492,6 +502,8 @@ def _stretched(
         wide = f"would be {extent.size[0]} x {extent.size[1]} pixels (limit {limit:.3g})"
     else:
         wide = "would reach around the sky"
+    if len(names) == 1:
+        return GridError(f"the output grid {wide}; set --scale, --center, --size or the limit.")
     return GridError(
         f"the output grid {wide}, stretched by {far} from the middle of the inputs; leave those "
         "out, or use --center with --size, --scale or --max-output-pixels."

@@ -6,9 +6,11 @@ astropy, just before the pass; arrays of a caller are used in place.
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import numpy as np
 
@@ -17,6 +19,7 @@ from zmrs.errors import InputError, UsageError
 from zmrs.io.headers import Cards, UnusableError
 from zmrs.io.wcs import header_wcs
 from zmrs.scan import InputImage, LeftOut, Meta, Scan, meta_of, scan_inputs
+from zmrs.sky import is_known_sky
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -112,7 +115,7 @@ def gather(
 
     `weights` belong to the inputs as given; all images of a folder or glob share one.
     """
-    number = int(str(hdu)) if str(hdu).lstrip("+").isdigit() else hdu
+    number = int(str(hdu)) if re.fullmatch("[0-9]+", str(hdu)) else hdu
     if weights is not None and len(weights) != len(given):
         raise UsageError(f"{len(weights)} weights were given for {len(given)} inputs.")
     found = Gathered([], [], [], [])
@@ -153,6 +156,8 @@ def _from_object(item: Any, name: str) -> ArrayImage:
         )
     if pixels is None or wcs is None or not getattr(wcs, "has_celestial", False):
         raise InputError(f"{name}: it lacks pixels or a celestial WCS; give it both.")
+    if not is_known_sky(wcs.celestial):
+        raise InputError(f"{name}: its sky is neither equatorial nor galactic; reproject it.")
     if isinstance(pixels, np.ma.MaskedArray):
         hidden = np.ma.getmaskarray(pixels)
         mask = hidden if mask is None else hidden | mask
@@ -204,7 +209,7 @@ def weight_of(weight: Any, image: Image) -> tuple[float, _zmrs.Source | None]:
     if weight is None:
         return 1.0, None
     if np.ndim(weight) == 0:
-        scalar = float(weight)
+        scalar = float(weight) if isinstance(weight, SupportsFloat) else math.nan
         if not _LEAST_WEIGHT <= scalar <= 1 / _LEAST_WEIGHT:
             raise InputError(
                 f"{image.name}: its weight is {weight}; give one above 0 that single precision "
@@ -212,6 +217,8 @@ def weight_of(weight: Any, image: Image) -> tuple[float, _zmrs.Source | None]:
             )
         return scalar, None
     weights = np.asarray(weight)
+    if weights.dtype.kind not in "biuf":
+        raise InputError(f"{image.name}: its weights are {weights.dtype}; give real numbers.")
     if weights.shape != shape_of(image):
         raise InputError(
             f"{image.name}: its weights have the shape {weights.shape}, its pixels "

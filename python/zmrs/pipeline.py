@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zmrs import _zmrs, inputs, probe
-from zmrs.errors import InputError
+from zmrs.errors import InputError, UsageError
 from zmrs.events import Clock, Stage
+from zmrs.grid import Grid, input_pixel_scale_arcsec, make_grid
 from zmrs.io import cards, output
 from zmrs.placing import Placed, no_scratch, place, scratch_folder
 from zmrs.plan import Allowance, Plan, allowance, make_plan
@@ -28,13 +29,15 @@ if TYPE_CHECKING:
 
     from zmrs.config import Options
     from zmrs.events import Event
-    from zmrs.grid import Grid
 
     Listener = Callable[[Event], object] | None
 
 __all__ = ["Prepared", "Result", "make_mosaic", "prepare"]
 
 log = logging.getLogger("zmrs")
+
+_MOSTLY_EMPTY = 10.0
+"""An output of more than so many times the inputs' area is warned of."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,8 @@ def prepare(
     seconds: dict[str, float] = {}
     allowed = allowance(options.memory, probe.memory_limits(), held_bytes)
 
+    if options.scratch is not None and not Path(options.scratch).is_dir():
+        raise UsageError(f"--scratch {options.scratch}: there is no such folder; make it first.")
     clock = Clock(seconds)
     given = list(given)
     gathered = inputs.gather(given, hdu=options.hdu, recursive=options.recursive, weights=weights)
@@ -126,9 +131,13 @@ def prepare(
 
     chosen = _choose_grid(images, options, grid)
     log.info("grid %s", chosen.description())
+    _warn_of_emptiness(chosen, images)
     clock.lap("grid")
 
-    placed, off_grid = place(images, gathered.weights, chosen, scratch or no_scratch, listener)
+    spare = allowed.bytes - probe.resident_bytes()
+    placed, off_grid = place(
+        images, gathered.weights, chosen, scratch or no_scratch, spare, listener
+    )
     _leave_out([left.reason for left in off_grid], len(placed), options)
     clock.lap("geometry")
 
@@ -146,16 +155,16 @@ def prepare(
     )
     clock.lap("plan")
     return Prepared(
-        chosen,
-        channels,
-        placed,
-        gathered.left_out + off_grid,
-        job,
-        layout,
-        plan,
-        allowed,
-        reserved,
-        seconds,
+        grid=chosen,
+        channels=channels,
+        placed=placed,
+        left_out=gathered.left_out + off_grid,
+        job=job,
+        layout=layout,
+        plan=plan,
+        allowed=allowed,
+        reserved_bytes=reserved,
+        seconds=seconds,
     )
 
 
@@ -209,7 +218,13 @@ def _usable(gathered: inputs.Gathered, options: Options) -> list[inputs.Image]:
         log.warning("%s", warning)
     if not gathered.images and not gathered.left_out:
         raise InputError("there are no inputs; name FITS files, folders or @lists.")
-    _leave_out([left.reason for left in gathered.left_out], len(gathered.images), options)
+    own = [left.reason for left in gathered.left_out if left.is_own]
+    for reason in own:
+        log.info("left out: %s", reason)
+    if not gathered.images and all(left.is_missing for left in gathered.left_out):
+        raise FileNotFoundError(gathered.left_out[0].reason)
+    bad = [left.reason for left in gathered.left_out if not left.is_own]
+    _leave_out(bad or (own if not gathered.images else []), len(gathered.images), options)
     return gathered.images
 
 
@@ -220,7 +235,9 @@ def _leave_out(reasons: Sequence[str], n_usable: int, options: Options) -> None:
     for reason in reasons:
         log.warning("left out: %s", reason)
     if n_usable == 0:
-        raise InputError(f"none of the {len(reasons)} inputs can be used; the reasons stand above.")
+        raise InputError(
+            f"none of the {len(reasons)} inputs can be used; of the first it is said: {reasons[0]}"
+        )
 
 
 def _warn_of_mixtures(images: Sequence[inputs.Image]) -> None:
@@ -238,13 +255,27 @@ def _warn_of_mixtures(images: Sequence[inputs.Image]) -> None:
             )
 
 
+def _warn_of_emptiness(grid: Grid, images: Sequence[inputs.Image]) -> None:
+    """A grid that the inputs fill to a small part was stretched by one of them, most likely."""
+    filled = sum(
+        height * width * (input_pixel_scale_arcsec(image.wcs, (height, width)) ** 2)
+        for image in images
+        for height, width in [inputs.shape_of(image)]
+    )
+    scale_arcsec = input_pixel_scale_arcsec(grid.wcs, grid.shape)
+    times = grid.height * grid.width * scale_arcsec**2 / filled
+    if times > _MOSTLY_EMPTY:
+        log.warning(
+            "the output is %.0f times as large as all inputs together; is one of them astray?",
+            times,
+        )
+
+
 def _choose_grid(
     images: Sequence[inputs.Image],
     options: Options,
     given: tuple[Any, tuple[int, int]] | None,
 ) -> Grid:
-    from zmrs.grid import Grid, make_grid  # noqa: PLC0415  (brings astropy)
-
     if given is not None:
         return Grid(given[0].celestial, int(given[1][0]), int(given[1][1]))
     return make_grid(
@@ -275,7 +306,8 @@ def _settle_plan(plan: Plan | None, allowed: Allowance, options: Options) -> tup
         plan = plan.replace(cpu_workers=options.threads)
     planned = plan.memory_bytes
     if planned is not None and (options.memory is None or planned <= allowed.bytes):
-        return plan, Allowance(planned, "as planned")
+        within = allowance(planned, probe.memory_limits())
+        return plan.replace(memory_bytes=within.bytes), within
     return plan.replace(memory_bytes=allowed.bytes), allowed
 
 
@@ -331,7 +363,7 @@ def _run(prepared: Prepared, path: Path | None, options: Options, listener: List
             None, prepared.grid.wcs, prepared.plan, rows, figures_of(prepared, stats), arrays
         )
 
-    everyone = [cards.InputRow(p.image.name, prepared.channels) for p in prepared.placed]
+    everyone = [cards.InputRow.of(p.image.name, prepared.channels) for p in prepared.placed]
     coverage_cards = cards.coverage_header(prepared.grid.shape, prepared.grid.to_header())
     first = header_of(prepared, everyone, options)
     with output.MosaicFile(

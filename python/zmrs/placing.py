@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zmrs import _zmrs, inputs
-from zmrs.errors import ZmrsError
+from zmrs.errors import BudgetError, ZmrsError
 from zmrs.events import Stage
 from zmrs.scan import LeftOut
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["Placed", "no_scratch", "place", "scratch_folder"]
 
 log = logging.getLogger("zmrs")
+
+_MODEST_BYTES = 16 << 20
+"""Coordinates that take less are not worth a refusal of their own."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +52,26 @@ def place(
     weights: Sequence[Any],
     grid: Grid,
     scratch: Callable[[], Path],
+    spare_bytes: int,
     listener: Callable[[Event], object] | None,
 ) -> tuple[list[Placed], list[LeftOut]]:
     """Where every input lies on the grid; those that do not touch it are left out."""
-    from zmrs.coordinates import locate  # noqa: PLC0415
+    from zmrs.coordinates import NODE_BYTES, TooManyNodesError, locate  # noqa: PLC0415
 
     stage = Stage(listener, "geometry", len(images), "files")
     placed, left_out = [], []
     for number, image in enumerate(images):
-        geometry = locate((grid.wcs, grid.shape), (image.wcs, inputs.shape_of(image)), scratch)
+        where = (image.wcs, inputs.shape_of(image))
+        # With next to nothing left the engine refuses the job, and names a limit that works.
+        most_nodes = max(spare_bytes, _MODEST_BYTES) // NODE_BYTES
+        try:
+            geometry = locate((grid.wcs, grid.shape), where, scratch, most_nodes=most_nodes)
+        except TooManyNodesError as error:
+            raise BudgetError(
+                f"{image.name}: its coordinates alone would take about "
+                f"{error.n_nodes * NODE_BYTES >> 20} MiB, and {spare_bytes >> 20} MiB are left; "
+                "set a coarser --scale or a larger --memory."
+            ) from error
         if geometry is None:
             reason = (
                 f"{image.name}: it does not touch the output grid; leave it out, or check --wcs, "
@@ -73,6 +87,13 @@ def place(
                     "coordinates are kept on disk (slower)",
                     image.name,
                 )
+            log.debug(
+                "%s: coordinates every %d px, error %.1e px, exact cells %.1f %%",
+                image.name,
+                geometry.grid.spacing,
+                geometry.error_px,
+                100 * geometry.exact_fraction,
+            )
         stage.advance(number + 1)
     stage.end()
     return placed, left_out

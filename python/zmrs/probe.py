@@ -43,7 +43,7 @@ class MemoryLimit:
 
 def resident_bytes() -> int:
     """Resident memory of this process now."""
-    status = _status_kib("VmRSS")
+    status = _status_bytes("VmRSS")
     if status is not None:
         return status
     import psutil  # noqa: PLC0415  (only where /proc is missing)
@@ -56,7 +56,7 @@ def peak_resident_bytes() -> int:
 
     ``VmHWM`` of the process itself; ``ru_maxrss`` would inherit the parent's size across exec.
     """
-    status = _status_kib("VmHWM")
+    status = _status_bytes("VmHWM")
     if status is not None:
         return status
     import psutil  # noqa: PLC0415
@@ -99,7 +99,7 @@ def available_workers() -> int:
     return max(1, min(count, quota) if quota else count)
 
 
-def _status_kib(field: str) -> int | None:
+def _status_bytes(field: str) -> int | None:
     """A figure of /proc/self/status, in bytes."""
     try:
         text = Path("/proc/self/status").read_text()
@@ -184,7 +184,7 @@ def _address_space_headroom() -> int | None:
     except ImportError:
         return None
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    mapped = _status_kib("VmSize")
+    mapped = _status_bytes("VmSize")
     if limit == resource.RLIM_INFINITY or mapped is None:
         return None
     return max(limit - mapped, 0)

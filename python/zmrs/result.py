@@ -76,16 +76,16 @@ def rows_of(prepared: Prepared, stats: _zmrs.PassStats) -> list[cards.InputRow]:
     """What became of every input."""
     rows = []
     for placed, samples in zip(prepared.placed, stats.samples, strict=True):
-        row = cards.InputRow(placed.image.name, prepared.channels)
+        row = cards.InputRow.of(placed.image.name, prepared.channels)
         row.weight, row.n_samples = placed.weight, samples
         row.geometry_error_px = placed.geometry.error_px
         if placed.image.meta.exptime is not None:
             row.exposure_s = placed.image.meta.exptime
         if not samples:
-            row.leave_out(f"{row.name}: it has no valid pixel on the output grid; look at it.")
+            row.reason = f"{row.name}: it has no valid pixel on the output grid; look at it."
         rows.append(row)
     return rows + [
-        cards.InputRow(left.name, prepared.channels, left.reason) for left in prepared.left_out
+        cards.InputRow.of(left.name, prepared.channels, left.reason) for left in prepared.left_out
     ]
 
 

@@ -163,10 +163,16 @@ class InputImage:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """An input that is not used, and the sentence (file: cause; remedy) that says why."""
+    """An input that is not used, and the sentence (file: cause; remedy) that says why.
+
+    ``is_missing`` when there is no such file; ``is_own`` when it is a mosaic of zmrs's that stood
+    in a scanned folder, which is no fault of the input.
+    """
 
     name: str
     reason: str
+    is_missing: bool = False
+    is_own: bool = False
 
 
 @dataclass(slots=True)
@@ -317,7 +323,7 @@ def meta_of(cards: Cards, primary: Cards, wcs: WCS) -> Meta:
     if mjd is None and math.isfinite(wcs.wcs.mjdobs):
         mjd = float(wcs.wcs.mjdobs)
     return Meta(
-        exptime=first(Cards.number, "EXPTIME", "EXPOSURE"),
+        exptime=first(Cards.number, "EXPTIME", "EXPOSURE", "EXPTOTAL"),
         stackcnt=count if count and count > 0 else 1,
         date_obs=string("DATE-OBS"),
         date_end=string("DATE-END"),
@@ -330,12 +336,16 @@ def meta_of(cards: Cards, primary: Cards, wcs: WCS) -> Meta:
     )
 
 
+class _OwnMosaicError(UnusableError):
+    """A mosaic of zmrs's own in a scanned folder: an output of before, most likely."""
+
+
 def _scan_file(path: str, hdu: int | str | None, from_directory: bool) -> InputImage:
     """Scan one file; raises `UnusableError` or OSError if it is of no use."""
     with open_source(path) as source:
         chosen, sky, primary = _select(source, hdu, path)
         if from_directory and primary.string("SOFTNAME") == _SOFTNAME:
-            raise UnusableError(
+            raise _OwnMosaicError(
                 "it is a mosaic made by zmrs", "name the file itself if it is meant as an input"
             )
         storage, notes = _storage(path, chosen, sky, source)
@@ -367,14 +377,15 @@ def scan_image(
     try:
         return _scan_file(name, hdu, from_directory)
     except FileNotFoundError:
-        return LeftOut(name, str(unreadable(name)))
+        return LeftOut(name, str(unreadable(name)), is_missing=True)
     except IsADirectoryError:
         return LeftOut(name, f"{name}: it is a folder, not a file; name the files in it.")
     except OSError as error:
         cause = error.strerror or str(error)
         return LeftOut(name, f"{name}: cannot be read ({cause}); check it or leave it out.")
     except UnusableError as error:
-        return LeftOut(name, f"{name}: {error}")
+        own = isinstance(error, _OwnMosaicError)
+        return LeftOut(name, f"{name}: {error}", is_own=own)
 
 
 def scan_inputs(args: Sequence[str], hdu: int | str | None = None, recursive: bool = False) -> Scan:
@@ -398,7 +409,8 @@ def scan_inputs(args: Sequence[str], hdu: int | str | None = None, recursive: bo
     notes: dict[str, list[str]] = {}
     for entry in entries:
         if isinstance(entry, Exception):
-            scan.left_out.append(LeftOut(str(entry).split(": ", 1)[0], str(entry)))
+            name, missing = str(entry).split(": ", 1)[0], isinstance(entry, FileNotFoundError)
+            scan.left_out.append(LeftOut(name, str(entry), is_missing=missing))
             continue
         result = scan_image(entry.path, hdu, from_directory=entry.from_directory)
         if isinstance(result, LeftOut):

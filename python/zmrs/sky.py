@@ -125,6 +125,11 @@ def sky_system(wcs: WCS) -> SkySystem:
     return SkySystem(name, (equinox or default[name]) if name in default else None)
 
 
+def is_known_sky(wcs: WCS) -> bool:
+    """Whether the axes are equatorial or galactic: those systems that can be turned into others."""
+    return (wcs.wcs.lngtyp, wcs.wcs.lattyp) in {("RA", "DEC"), ("GLON", "GLAT")}
+
+
 # ------------------------------------------------------------------------------ changes of system
 
 

@@ -94,11 +94,6 @@ impl Source {
             _ => Err(PyValueError::new_err("this source has its pixels already")),
         }
     }
-
-    #[getter]
-    fn nbytes(&self) -> u64 {
-        self.0.bytes()
-    }
 }
 
 /// One image and what is known of it.

@@ -32,11 +32,6 @@ impl Layout {
     }
 
     #[getter]
-    fn block_columns(&self) -> usize {
-        self.fitted.layout.block_columns
-    }
-
-    #[getter]
     fn bands(&self) -> usize {
         self.traffic.bands
     }
@@ -54,11 +49,6 @@ impl Layout {
     #[getter]
     fn write_bytes(&self) -> u64 {
         self.traffic.write_bytes
-    }
-
-    #[getter]
-    fn steps(&self) -> usize {
-        self.traffic.steps
     }
 
     /// Terms of the projected peak in bytes, by name.

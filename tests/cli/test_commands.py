@@ -600,7 +600,7 @@ def test_a_plan_of_somebody_else(frames: list[Path]) -> None:
         (InputError, [(np.ones(SHAPE), None)], {}),
         (InputError, [(np.ones(SHAPE), WCS(naxis=2))], {}),
         (InputError, [(np.full(SHAPE, np.nan), frame_wcs(SHAPE))], {}),
-        (TypeError, None, {"colour": "red"}),
+        (UsageError, None, {"colour": "red"}),
     ],
 )  # fmt: skip
 def test_misuse(

@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
+import sky
 from child import MIB, Outcome, clean_env, run, run_code, run_witnessed
 from zmrs.simulate import dither_pattern
 
@@ -447,3 +448,15 @@ def test_result_arrays_that_do_not_fit_are_refused(tiles_36: Path) -> None:
     assert done.status == 1
     assert "zmrs.errors.BudgetError" in done.err
     assert "result arrays" in done.err
+
+
+def test_coordinates_count_before_they_are_made(work: Path) -> None:
+    """A fine scale makes more nodes than there is memory for: refused, not made and regretted."""
+    path = sky.write_image(
+        work / "one.fits", np.ones((64, 64), np.float32), sky.frame_wcs((64, 64))
+    )
+    grids = ["--scale", "0.0006", "--max-output-pixels", "100000000000"]
+    outcome = run_witnessed(work / "seen.json", "plan", path, *grids, "--memory", "150MiB")
+    assert outcome.status == 3
+    assert "its coordinates alone" in outcome.err
+    assert outcome.stats["hwm_bytes"] <= 150 * MIB

@@ -123,7 +123,7 @@ def test_a_refusal_names_a_limit_that_works_in_the_callers_terms(image: Any, wcs
         zmrs.mosaic([(image, wcs)], memory=2_000_000)
     least = str(refusal.value).rsplit("--memory ", 1)[1]
     # Between the two calls the process itself may have grown a little.
-    enough = f"{int(least.removesuffix('MiB')) + 2}MiB"
+    enough = f"{int(least.removesuffix('MiB.')) + 2}MiB"
     assert zmrs.mosaic([(image, wcs)], memory=enough).data.shape == SHAPE
     with pytest.raises(BudgetError, match="max_chunk_bytes of 1000 bytes is too small"):
         zmrs.mosaic([(image, wcs)], plan={"max_chunk_bytes": 1000})

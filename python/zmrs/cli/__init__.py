@@ -123,7 +123,11 @@ def run(args: list[str] | None = None) -> NoReturn:
         _close_stdout()
         status = 0
     except FileNotFoundError as error:
-        status = _say(str(error), 4)
+        # Ours are sentences; the system's name the file.
+        text = (
+            f"{error.filename}: there is no such file; check the name." if error.filename else error
+        )
+        status = _say(str(text), 4)
     except MemoryError:
         status = _say("the system gave no more memory; set a lower --memory.", 3)
     except Exception as error:

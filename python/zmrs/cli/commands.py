@@ -155,6 +155,9 @@ def demo(output: Path, frames: int, memory: str | None, debug: bool) -> None:
     del debug
     logging_to(verbose=False, quiet=False, log_file=None)
     folder = output / "frames"
+    is_ours = (folder / "truth_frames.ecsv").exists()
+    if not is_ours and (folder.exists() or (output / "mosaic.fits").exists()):
+        raise UsageError(f"{output}: holds files of somebody else; name another folder.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

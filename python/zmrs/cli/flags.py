@@ -23,7 +23,7 @@ def _flag_of(option: Field[Any]) -> Callable[[Any], Any]:
     metadata = option.metadata
     text = metadata["help"]
     if metadata["kind"] == "flag":
-        return click.option(flag, is_flag=True, default=None, help=text)
+        return click.option(f"{flag}/--no-{flag[2:]}", default=None, help=text)
     if isinstance(option.default, str):
         text += f" [default: {option.default}]"
     metavar = metadata.get("metavar") or "|".join(metadata.get("choices", ()))
@@ -57,8 +57,8 @@ def talk_options(command: Callable[..., Any]) -> Callable[..., Any]:
             envvar="ZMRS_PROGRESS",
             help="How progress is told [default: auto]",
         ),
-        click.option("-v", "--verbose", is_flag=True, help="Log details too"),
-        click.option("-q", "--quiet", is_flag=True, help="Log warnings only"),
+        click.option("-v", "--verbose", is_flag=True, envvar="ZMRS_VERBOSE", help="Log details"),
+        click.option("-q", "--quiet", is_flag=True, envvar="ZMRS_QUIET", help="Only warnings"),
         click.option("--debug", is_flag=True, help="Show tracebacks"),
         click.option(
             "--log-file",

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
 
 __all__ = ["as_dict", "as_text"]
 
-# Measured on two cores of 2023 with everything in the page cache (make bench, end to end); a
-# forecast to plan the evening by, not a promise.
+# From `make bench`, two threads, everything in the page cache: a forecast to plan the evening by,
+# not a promise.
 _SECONDS_PER_READ_BYTE = 0.7e-9
 _SECONDS_PER_WRITTEN_BYTE = 1.0e-9
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,17 +18,20 @@ if TYPE_CHECKING:
 __all__ = ["InputRow", "coverage_header", "inputs_table", "primary_header"]
 
 
+@dataclass
 class InputRow:
     """What became of one input: a row of the ``INPUTS`` table.
 
     Attributes
     ----------
-    name, status, reason
-        The input, ``used`` or ``left_out``, and why (empty when used).
-    weight
-        Its weight as a whole.
+    name
+        The input.
     gain, offset
         (C,) photometric factor and term.
+    reason
+        Why it was left out; empty when it was used.
+    weight
+        Its weight as a whole.
     two_pass_gain
         Factor of the coverage renormalisation; 1 without one.
     n_samples
@@ -39,22 +44,26 @@ class InputRow:
         Share of its samples that a rejecting combine dropped; 0 without one.
     """
 
-    def __init__(self, name: str, channels: int, reason: str = "") -> None:
-        self.name = name
-        self.status = "left_out" if reason else "used"
-        self.reason = reason
-        self.weight = 1.0
-        self.gain = [1.0] * channels
-        self.offset = [0.0] * channels
-        self.two_pass_gain = 1.0
-        self.n_samples = 0
-        self.geometry_error_px = float("nan")
-        self.exposure_s = float("nan")
-        self.rejected_fraction = 0.0
+    name: str
+    gain: list[float]
+    offset: list[float]
+    reason: str = ""
+    weight: float = 1.0
+    two_pass_gain: float = 1.0
+    n_samples: int = 0
+    geometry_error_px: float = math.nan
+    exposure_s: float = math.nan
+    rejected_fraction: float = 0.0
 
-    def leave_out(self, reason: str) -> None:
-        """The input turned out to be of no use."""
-        self.status, self.reason = "left_out", reason
+    @classmethod
+    def of(cls, name: str, channels: int, reason: str = "") -> InputRow:
+        """A row of an input with no photometry yet."""
+        return cls(name, [1.0] * channels, [0.0] * channels, reason)
+
+    @property
+    def status(self) -> str:
+        """``used`` or ``left_out``."""
+        return "left_out" if self.reason else "used"
 
 
 def primary_header(

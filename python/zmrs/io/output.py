@@ -26,6 +26,7 @@ _SPARE_CARDS = 12
 # Waiting for the disk would cost a short run more than making it again after a power cut.
 _DURABLE_AFTER_S = 30.0
 _SAMPLE_BYTES = 4
+_SUFFIXES = (".fits", ".fit", ".fts")
 
 
 def check_output(path: Path, inputs: Sequence[str], *, overwrite: bool) -> None:
@@ -45,6 +46,8 @@ def check_output(path: Path, inputs: Sequence[str], *, overwrite: bool) -> None:
 
 def _check_place(path: Path, inputs: Sequence[str], *, overwrite: bool) -> None:
     folder = path.parent
+    if path.suffix.lower() not in _SUFFIXES:
+        raise OutputError(f"{path}: a mosaic is plain FITS; name it .fits, .fit or .fts.")
     if not folder.is_dir():
         raise OutputError(f"{path}: its folder does not exist; make it first.")
     if path.is_dir():

@@ -98,7 +98,7 @@ macro_rules! zero {
     // SAFETY: these are plain numbers.
     ($($t:ty),*) => { $(unsafe impl Zero for $t {})* };
 }
-zero!(u8, u32, i32, f32, f64);
+zero!(u8, f32, f64);
 
 /// A buffer of fixed length that is on loan from a ledger.
 #[derive(Debug)]
@@ -137,7 +137,7 @@ impl Projection {
 
     /// Bytes at the worst moment.
     pub fn total(&self) -> u64 {
-        self.terms.iter().map(|(_, bytes)| bytes).sum()
+        self.terms.iter().fold(0, |sum, (_, bytes)| sum.saturating_add(*bytes))
     }
 
     /// The largest term.
@@ -155,7 +155,7 @@ impl Projection {
         Error::Budget(format!(
             "the job does not fit: it needs {} MiB even in its smallest blocks but only {} MiB are \
              allowed (largest term: {name}, {} MiB); the smallest limit that works is --memory \
-             {}MiB",
+             {}MiB.",
             mib(self.total()),
             allowed.saturating_sub(held) / MIB,
             bytes.div_ceil(MIB),

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::{Error, Result};
 
-/// A flag shared between whoever may stop the job and the workers, who look at it once per
-/// row group and once per chunk read, so that a request is honoured well within a second.
+/// A flag shared between whoever may stop the job and the workers, who look at it before each
+/// task (some rows to read, or to compute).
 #[derive(Clone, Debug, Default)]
 pub struct CancelToken(Arc<AtomicBool>);
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::coadd::Combine;
 use crate::geom::CoordGrid;
 use crate::resample::Kernel;
-use crate::source::Source;
+use crate::source::{Source, Store};
 use crate::{Error, Result};
 
 /// Channels of a job at most: what a run of samples keeps on the stack is a multiple of it.
@@ -109,9 +109,11 @@ impl Job {
         self.inputs.iter().map(|input| input.grid.bytes()).sum()
     }
 
-    /// Bytes of all pixels and weights of the inputs, as they are stored.
+    /// Bytes of all pixels and weights that are read from files.
     pub fn input_bytes(&self) -> u64 {
-        let weights = |i: &Input| i.weight_map.as_ref().map_or(0, |map| map.bytes());
-        self.inputs.iter().map(|i| i.image.bytes() + weights(i)).sum()
+        let sources =
+            self.inputs.iter().flat_map(|i| std::iter::once(&i.image).chain(&i.weight_map));
+        let in_files = sources.filter(|source| matches!(source.store, Store::File { .. }));
+        in_files.map(|source| source.bytes()).sum()
     }
 }

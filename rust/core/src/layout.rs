@@ -16,7 +16,7 @@ use crate::job::Job;
 use crate::parallel::STACK_BYTES;
 use crate::plan::Plan;
 use crate::source::{self, READ_CHUNK_BYTES, Source, Store};
-use crate::window::{Window, most_values, windows_of};
+use crate::window::{MOST_PIXELS, Window, most_values, windows_of};
 use crate::{Error, Result};
 
 /// Rows of a band when memory is plentiful: taller bands leave the last-level cache and gain
@@ -151,7 +151,7 @@ impl Layout {
 
     /// What the steps need at their worst.
     pub(crate) fn need(self, job: &Job) -> Need {
-        self.need_within(job, u64::MAX).expect("everything is within that")
+        self.need_within(job, u64::MAX).expect("the layout was chosen within a limit")
     }
 
     /// What the steps need at their worst, or nothing as soon as that is more than `limit` bytes.
@@ -160,7 +160,7 @@ impl Layout {
         for (k, step) in self.steps(job).enumerate() {
             need.values[k % 2] = need.values[k % 2].max(step.values(job));
             need.exact[k % 2] = need.exact[k % 2].max(step.exact_len(job));
-            if need.bytes() > limit {
+            if need.bytes() > limit || step.windows.iter().any(|w| w.rect.area() > MOST_PIXELS) {
                 return None;
             }
             let is_file =
@@ -248,7 +248,7 @@ pub fn fit(job: &Job, plan: &Plan, reserved: &Projection, held_bytes: u64) -> Re
     let allowed = plan.memory_bytes.unwrap_or(u64::MAX);
     let chunk = plan.max_chunk_bytes.unwrap_or(u64::MAX);
     let workers = plan.cpu_workers * worker_bytes(job);
-    let available = allowed.saturating_sub(fixed.total() + workers).min(chunk);
+    let available = allowed.saturating_sub(fixed.total().saturating_add(workers)).min(chunk);
 
     let outside_bytes = fixed.total();
     let project = |layout: Layout, windows: u64| {
@@ -379,9 +379,9 @@ fn fixed_terms(job: &Job, plan: &Plan, reserved: &Projection) -> Projection {
     let mut terms = reserved.clone();
     let in_memory = |i: &&crate::job::Input| matches!(i.image.store, Store::Deferred(_));
     let deferred = || job.inputs.iter().filter(in_memory).map(|i| i.image.bytes());
-    terms.add("decompressed inputs", deferred().sum());
+    terms.add("decompressed inputs", deferred().fold(0, u64::saturating_add));
     // While one is decompressed its file, and copies in other byte orders, exist beside it.
-    terms.add("decompressing", DECOMPRESSING * deferred().max().unwrap_or(0));
+    terms.add("decompressing", deferred().max().unwrap_or(0).saturating_mul(DECOMPRESSING));
     terms.add("coordinate grids", job.grid_bytes());
     let threads = plan.cpu_workers + SERVICE_THREADS;
     terms.add("thread stacks", threads * STACK_BYTES as u64);

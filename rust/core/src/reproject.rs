@@ -162,8 +162,9 @@ impl Clip {
     fn new(grid: &CoordGrid, window: &Rect, radius: usize) -> Self {
         let frame = grid.frame().map(|n| n as f64);
         let reach = radius as i64;
-        // Pixels that have all their taps in the window. Every position does, unless a bound on
-        // the coordinates was wrong; the clamp makes sure that even then no other memory is read.
+        // Pixels that have all their taps in the window. Every position of a run does, unless a
+        // bound on the coordinates was wrong; those beyond its length need not. The clamp makes
+        // sure that no other memory is read either way.
         let least = [window.x0 + reach - 1, window.y0 + reach - 1].map(|v| v as f64);
         let past = [window.x1 - reach, window.y1 - reach].map(|v| v as f64);
         Self {
@@ -171,7 +172,7 @@ impl Clip {
             low: [least[0].max(0.0), least[1].max(0.0)],
             high: [0, 1].map(|k: usize| {
                 let last = frame[k] - 1.0;
-                if past[k] > last { last } else { past[k] - 1e-9 }
+                if past[k] > last { last } else { past[k].next_down() }
             }),
             first: [window.x0 as f64, window.y0 as f64],
             stride: window.width() as f64,
@@ -219,7 +220,8 @@ impl Clip {
         let (x, y) = (clamp(x, 0), clamp(y, 1));
         let (column, row) = (floor(x), floor(y));
         let index = (row - self.first[1]) * self.stride + (column - self.first[0]);
-        // SAFETY: the clamp has made it finite and an index into the window.
+        // SAFETY: the clamp has made it finite and an index into the window, whose area the layout
+        // keeps below 2^31.
         let index = unsafe { index.to_int_unchecked::<i32>() } as u32;
         let fx = if inside { (x - column) as f32 } else { f32::NAN };
         (index, fx, (y - row) as f32)

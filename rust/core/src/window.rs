@@ -6,6 +6,9 @@ use crate::geom::{CellKind, Rect};
 use crate::job::Job;
 use crate::resample::SLACK;
 
+/// Pixels of a window at most: kernels count them in 32 bits.
+pub const MOST_PIXELS: usize = i32::MAX as usize;
+
 /// The source pixels of one input that some output columns of a block touch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Window {
@@ -128,9 +131,12 @@ pub fn most_values(job: &Job, input: usize, columns: usize, rows: usize) -> usiz
         exact = 4 * cells * edge * edge;
     } else {
         let [[xx, xy], [yx, yy]] = input.grid.steepest();
-        let span = |x: f64, y: f64| (x * columns as f64 + y * rows as f64) as usize + taps + 2;
+        let span = |x: f64, y: f64| {
+            ((x * columns as f64 + y * rows as f64) as usize).saturating_add(taps + 2)
+        };
         across = across.min(span(xx, xy));
         down = down.min(span(yx, yy));
     }
-    input.planes() * across * down + SLACK + exact
+    let pixels = across.saturating_mul(down).saturating_mul(input.planes());
+    pixels.saturating_add(SLACK + exact)
 }

@@ -112,6 +112,10 @@ impl CoordGrid {
         frame: [usize; 2],
         nodes: Vec<[f64; 2]>,
     ) -> Result<Self> {
+        let sizes = [cells[0], cells[1], frame[0], frame[1]];
+        if sizes.contains(&0) || frame.iter().any(|&n| n > i32::MAX as usize) {
+            return Err(Error::Argument("a coordinate grid needs cells and a frame".to_owned()));
+        }
         if !spacing.is_power_of_two() || nodes.len() != (cells[0] + 3) * (cells[1] + 3) {
             return Err(Error::Argument(
                 "a coordinate grid needs a power of two as spacing and (ny + 3) × (nx + 3) nodes"

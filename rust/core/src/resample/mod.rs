@@ -58,7 +58,7 @@ impl Kernel {
 
 /// Positions of [`RUN`] samples in a plane, of which the first `len` are meant; the others may lie
 /// anywhere in it: the pixel at or before each in both directions,
-/// as an index into the plane, and how far past that pixel's centre it lies, in [0, 1). A position
+/// as an index into the plane, and how far past that pixel's centre it lies, in [0, 1]. A position
 /// outside the frame has NaN as its horizontal fraction.
 pub struct Run {
     /// Number of positions in use.

@@ -55,7 +55,9 @@ pub struct Source {
 impl Source {
     /// Bytes of all samples.
     pub fn bytes(&self) -> u64 {
-        (self.channels * self.height * self.width * self.encoding.sample.bytes()) as u64
+        [self.height, self.width, self.encoding.sample.bytes()]
+            .iter()
+            .fold(self.channels as u64, |product, &n| product.saturating_mul(n as u64))
     }
 
     /// Read the pixels of `rect`, which must lie within the frame, of one plane into `out`, whose
@@ -105,7 +107,7 @@ impl Source {
                         _ => Error::reading(path, &e),
                     })
                 };
-                let whole = whole_rows(row_bytes, segment.len()) && row_bytes <= scratch.len();
+                let whole = whole_rows(row_bytes, segment.len());
                 let request = Request { start, row_bytes, segment, whole };
                 self.read_rows(&request, rows, scratch, fetch)
             }
@@ -159,7 +161,7 @@ impl Source {
 
 /// Whether fetching whole rows beats fetching a segment of each.
 fn whole_rows(row_bytes: usize, segment_bytes: usize) -> bool {
-    row_bytes - segment_bytes <= GAP_BYTES
+    row_bytes - segment_bytes <= GAP_BYTES && row_bytes <= READ_CHUNK_BYTES
 }
 
 /// Bytes fetched for one row of `rect`.
