@@ -181,7 +181,14 @@ class PassStats:
     @property
     def ledger_peak(self) -> int: ...
 
-def fit(job: Job, plan: Plan, reserved_bytes: int, held_bytes: int, into_arrays: bool) -> Layout:
+def fit(
+    job: Job,
+    plan: Plan,
+    reserved_bytes: int,
+    held_bytes: int,
+    planning_peak_bytes: int,
+    into_arrays: bool,
+) -> Layout:
     """Cut the output so that it fits the plan, or refuse."""
 
 def run_pass_into_file(

@@ -78,6 +78,8 @@ class PixelMap:
 
     Attributes
     ----------
+    finest_px
+        Nothing in either is finer than so many pixels: the pitch of look-up tables, else infinite.
     is_rough
         One of them is not smooth anywhere: look-up tables have kinks, and wcslib computes the COBE
         cube in single precision.
@@ -91,6 +93,7 @@ class PixelMap:
     def __init__(self, source: WCS, target: WCS) -> None:
         self.source, self.target = source, target
         self.is_rough = any(_has_tables(wcs) or _is_csc(wcs) for wcs in (source, target))
+        self.finest_px = min(_table_pitch_px(wcs) for wcs in (source, target))
         self._change = frame_change(source, target)
         tolerance_deg = ROUND_TRIP_PX * np.sqrt(pixel_area_deg2(target))
         if _is_csc(target):
@@ -137,6 +140,13 @@ class PixelMap:
 def _has_tables(wcs: WCS) -> bool:
     names = ("cpdis1", "cpdis2", "det2im1", "det2im2")
     return any(getattr(wcs, name) is not None for name in names)
+
+
+def _table_pitch_px(wcs: WCS) -> float:
+    """Distance of the nodes of the finest look-up table, in pixels; infinite without any."""
+    tables = (wcs.cpdis1, wcs.cpdis2, wcs.det2im1, wcs.det2im2)
+    pitches = [abs(step) for table in tables if table is not None for step in table.cdelt]
+    return float(min(pitches, default=np.inf))
 
 
 def _is_csc(wcs: WCS) -> bool:
@@ -208,12 +218,17 @@ def locate(
     box = footprint_box(PixelMap(image[0], output[0]), image[1], output[1])
     if box is None:
         return None
-    for spacing in SPACINGS_PX:
+    # Points that are looked at must not be further apart than the nodes of a look-up table: what
+    # lies between them would be stepped over.
+    finest_px = _CLOSE_POINTS * forward.finest_px
+    for spacing in [s for s in SPACINGS_PX if s <= finest_px] or SPACINGS_PX[-1:]:
         n_nodes = ((box[2] - box[0]) // spacing + 4) * ((box[3] - box[1]) // spacing + 4)
         if most_nodes is not None and n_nodes > most_nodes:
             raise TooManyNodesError(n_nodes)
         lattice = _Lattice(box, spacing, image[1], forward)
         error_px, failing = lattice.check(max_error_px)
+        if spacing > finest_px:
+            error_px, failing = 0.0, np.flatnonzero(lattice.grid.cells())
         if failing.size * spacing**2 <= max(_FEW_PX, _FEW * lattice.area):
             break
         box = lattice.busy_box(failing, box)
@@ -378,11 +393,16 @@ class _Lattice:
         if not torn.size:
             return torn
         u, v = _close_points()
-        seen = self._forward(*self._positions(torn, u, v))
         # In input pixels: what may hide between two points, even if the scale grows fourfold.
         areas = pixel_area_deg2(self._forward.source), pixel_area_deg2(self._forward.target)
         reach = 4 * self.spacing / _CLOSE_POINTS * np.sqrt(areas[0] / areas[1])
-        return torn[self._in_frame(*seen, reach).reshape(torn.size, -1).any(axis=1)]
+        near = np.empty(torn.size, dtype=np.bool_)
+        at_once = max(CHUNK_POINTS // u.size, 1)
+        for start in range(0, torn.size, at_once):
+            part = slice(start, start + at_once)
+            seen = self._forward(*self._positions(torn[part], u, v))
+            near[part] = self._in_frame(*seen, reach).reshape(-1, u.size).any(axis=1)
+        return torn[near]
 
     def _in_frame(self, u: Vector, v: Vector, margin: float = 0.0) -> NDArray[np.bool_]:
         """Whether input positions lie in the frame or within ``margin`` of it; NaN does not."""
@@ -426,7 +446,7 @@ class _Lattice:
                 x, y = self._forward(*self._positions(part, u, v))
                 outside = ~self._in_frame(x, y)
                 x[outside] = y[outside] = np.nan
-                np.stack([x, y], axis=-1).tofile(file)
+                file.write(np.stack([x, y], axis=-1).data)
                 bounds[start : start + part.size] = _bounds(x, y, part.size)
         return self.grid.with_exact(numbers.astype(np.uint32), path, bounds)
 

@@ -117,6 +117,7 @@ def prepare(
         No usable input, no sensible grid, or a job that does not fit.
     """
     seconds: dict[str, float] = {}
+    peak_before = probe.peak_resident_bytes()
     allowed = allowance(options.memory, probe.memory_limits(), held_bytes)
 
     if options.scratch is not None and not Path(options.scratch).is_dir():
@@ -144,7 +145,10 @@ def prepare(
     job = _job(channels, chosen, placed, options)
     plan, allowed = _settle_plan(plan, allowed, options)
     reserved = probe.resident_bytes()
-    layout = _zmrs.fit(job, plan, reserved, allowed.held_bytes, in_memory)
+    # A peak from before this call is nobody's to plan for.
+    peak = probe.peak_resident_bytes()
+    planning_peak = peak if peak > peak_before else 0
+    layout = _zmrs.fit(job, plan, reserved, allowed.held_bytes, planning_peak, in_memory)
     plan = plan.replace(rows_per_chunk=layout.band_rows, max_chunk_bytes=layout.chunk_bytes)
     log.info(
         "plan=%s %s memory_mb=%.2f (%s)",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zmrs import _zmrs, inputs
-from zmrs.errors import BudgetError, ZmrsError
+from zmrs.errors import BudgetError, DiskFullError, ZmrsError
 from zmrs.events import Stage
 from zmrs.scan import LeftOut
 
@@ -66,11 +66,17 @@ def place(
         most_nodes = max(spare_bytes, _MODEST_BYTES) // NODE_BYTES
         try:
             geometry = locate((grid.wcs, grid.shape), where, scratch, most_nodes=most_nodes)
+        except OSError as error:
+            raise DiskFullError(
+                f"{image.name}: its exact coordinates cannot be kept on disk ({error}); name a "
+                "roomier folder with --scratch."
+            ) from error
         except TooManyNodesError as error:
+            needed = error.n_nodes * NODE_BYTES
             raise BudgetError(
-                f"{image.name}: its coordinates alone would take about "
-                f"{error.n_nodes * NODE_BYTES >> 20} MiB, and {spare_bytes >> 20} MiB are left; "
-                "set a coarser --scale or a larger --memory."
+                f"{image.name}: its coordinates alone would take about {needed >> 20} MiB, and "
+                f"{spare_bytes >> 20} MiB are left; set a coarser --scale, or a --memory larger by "
+                f"{(needed - spare_bytes >> 20) + 1} MiB."
             ) from error
         if geometry is None:
             reason = (

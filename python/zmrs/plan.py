@@ -25,6 +25,7 @@ AUTO_FRACTION = 0.6
 _UNITS = {"b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 _UNITS |= {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _UNITS |= {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+_MOST_BYTES = 2**53
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-zA-Z%]*)\s*")
 
 
@@ -48,6 +49,8 @@ def parse_size(text: str) -> int | float:
         raise UsageError(f"'{text}' lacks a unit; write {match[1]}MiB or {match[1]}GB.")
     if unit not in _UNITS:
         raise UsageError(f"'{text}' has an unknown unit; write MiB, GiB, MB, GB or %.")
+    if number * _UNITS[unit] > _MOST_BYTES:
+        raise UsageError(f"'{text}' is more than any machine has; write for example 512MiB.")
     size = int(number * _UNITS[unit])
     if size < 1:
         raise UsageError(f"'{text}' is no memory at all; write for example 512MiB.")

@@ -1,6 +1,5 @@
 //! Coordinate grids.
 
-use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -47,7 +46,7 @@ impl CoordGrid {
         bounds: PyReadonlyArray2<'_, f64>,
     ) -> PyResult<Self> {
         let (boxes, _) = bounds.as_slice()?.as_chunks::<4>();
-        let exact = ExactCells { file: File::open(path)?, bounds: boxes.to_vec() };
+        let exact = ExactCells { path, bounds: boxes.to_vec() };
         let grid = self.0.with_exact(numbers.as_slice()?, exact);
         Ok(Self(Arc::new(grid.map_err(|e| errors::to_py(py, &e))?)))
     }

@@ -80,6 +80,7 @@ pub fn fit(
     plan: &Plan,
     reserved_bytes: u64,
     held_bytes: u64,
+    planning_peak_bytes: u64,
     into_arrays: bool,
 ) -> PyResult<Layout> {
     let mut reserved = Projection::default();
@@ -87,7 +88,8 @@ pub fn fit(
     if into_arrays {
         reserved.add("result arrays", job.0.output_bytes());
     }
-    let fitted = py.detach(|| layout::fit(&job.0, &plan.0, &reserved, held_bytes));
+    let fitted =
+        py.detach(|| layout::fit(&job.0, &plan.0, &reserved, held_bytes, planning_peak_bytes));
     let fitted = fitted.map_err(|e| errors::to_py(py, &e))?;
     let traffic = py.detach(|| fitted.layout.traffic(&job.0));
     Ok(Layout { fitted, traffic })

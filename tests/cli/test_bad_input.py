@@ -17,6 +17,8 @@ from astropy.io import fits
 from child import Outcome, clean_env, run, run_code, start, tree
 from sky import constant_frames, frame_wcs, write_image, write_mosaic, write_tiles
 
+pytestmark = pytest.mark.slow  # a process each
+
 SHAPE = (48, 60)
 
 

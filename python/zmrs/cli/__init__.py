@@ -100,6 +100,9 @@ def run(args: list[str] | None = None) -> NoReturn:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
     _settle()
+    # Closed by whoever started us: then there is nobody to talk to, but work to do.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: PTH123, SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: PTH123, SIM115
     status = 1
     try:
         outcome: Any = cli.main(args=args, prog_name="zmrs", standalone_mode=False)

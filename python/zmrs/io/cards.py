@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 __all__ = ["InputRow", "coverage_header", "inputs_table", "primary_header"]
 
 
+_AEON_S = 1e12
+"""No exposure lasts so long: what claims to is no exposure time."""
+
+
 @dataclass
 class InputRow:
     """What became of one input: a row of the ``INPUTS`` table.
@@ -117,7 +121,7 @@ def _inherited(metas: Sequence[Meta]) -> list[tuple[str, Any, str]]:
         ("NCOMBINE", len(metas), "images combined"),
         ("STACKCNT", sum(meta.stackcnt for meta in metas), "single exposures in them"),
     ]
-    exposures = [meta.exptime for meta in metas if meta.exptime is not None]
+    exposures = [t for meta in metas if (t := meta.exptime) is not None and 0 <= t < _AEON_S]
     if exposures:
         cards.append(("EXPTOTAL", float(sum(exposures)), "[s] sum of all exposure times"))
     for keyword, pick, comment in (

@@ -10,6 +10,7 @@ import contextlib
 import math
 import os
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -201,6 +202,9 @@ class GzipSource:
 @contextlib.contextmanager
 def open_source(path: str) -> Iterator[PlainSource | GzipSource]:
     """Open a file for reading by position; gzip is known by its magic, not by the name."""
+    # A pipe would be waited for, possibly for ever.
+    if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):  # noqa: PTH112, PTH116
+        raise UnusableError("it is no regular file", "name a FITS file")
     with open(path, "rb", buffering=0) as stream:  # noqa: PTH123 (critical path)
         is_gzip = stream.read(2) == b"\x1f\x8b"
         yield GzipSource(stream) if is_gzip else PlainSource(stream)

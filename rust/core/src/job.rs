@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::coadd::Combine;
 use crate::geom::CoordGrid;
+use crate::plan::MAX_BYTES;
 use crate::resample::Kernel;
 use crate::source::{Source, Store};
 use crate::{Error, Result};
@@ -91,6 +92,12 @@ impl Job {
         if self.height == 0 || self.width == 0 || self.inputs.is_empty() {
             return Err(Error::Argument("a job needs an output and inputs".to_owned()));
         }
+        if self.output_bytes() > MAX_BYTES {
+            let (width, height) = (self.width, self.height);
+            return Err(Error::Budget(format!(
+                "an output of {width} x {height} pixels is beyond any disk; choose a coarser grid"
+            )));
+        }
         self.inputs.iter().try_for_each(|input| self.check(input))
     }
 
@@ -101,7 +108,9 @@ impl Job {
 
     /// Bytes of the output's planes.
     pub fn output_bytes(&self) -> u64 {
-        (self.planes() * self.height * self.width * size_of::<f32>()) as u64
+        [self.planes(), self.height, self.width, size_of::<f32>()]
+            .iter()
+            .fold(1, |product: u64, &n| product.saturating_mul(n as u64))
     }
 
     /// Bytes of the coordinate grids.

@@ -164,13 +164,15 @@ impl Loader<'_> {
         let grid = &self.job.inputs[window.input].grid;
         let exact = grid.exact().expect("only such grids have exact cells");
         let len = grid.spacing() * grid.spacing() * 2;
+        let key = usize::MAX - window.input;
+        let file = self.files.open(key, &exact.path)?;
         for (record, &index) in records.chunks_mut(len).zip(&window.exact) {
             // SAFETY: any bytes are doubles, and nobody else sees these.
             let bytes = unsafe {
                 std::slice::from_raw_parts_mut(record.as_mut_ptr().cast(), size_of_val(record))
             };
             let at = u64::from(index) * bytes.len() as u64;
-            read_exact_at(&exact.file, bytes, at)
+            read_exact_at(&file, bytes, at)
                 .map_err(|e| Error::Argument(format!("scratch cannot be read back ({e})")))?;
         }
         Ok(())

@@ -62,7 +62,7 @@ impl Plan {
             return refuse("name", "must not be empty");
         }
         if self.cpu_workers == 0 || self.cpu_workers > MAX_COUNT {
-            return refuse("cpu_workers", "must be at least 1");
+            return refuse("cpu_workers", "must be from 1 to 2147483648");
         }
         let counts = [
             ("rows_per_chunk", self.rows_per_chunk, MAX_COUNT),

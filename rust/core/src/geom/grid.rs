@@ -8,8 +8,8 @@
 //! Cells are anchored to absolute output pixels, so a coordinate does not depend on how the output
 //! is cut into blocks.
 
-use std::fs::File;
 use std::ops::Range;
+use std::path::PathBuf;
 
 use super::Rect;
 use crate::{Error, Result};
@@ -43,8 +43,8 @@ pub enum CellKind {
 /// `spacing` × `spacing` pairs (x, y) of native doubles in row order, NaN where there is none.
 #[derive(Debug)]
 pub struct ExactCells {
-    /// The records.
-    pub file: File,
+    /// The file.
+    pub path: PathBuf,
     /// Where each record's valid coordinates lie: `[x_min, y_min, x_max, y_max]`, NaN if nowhere.
     pub bounds: Vec<[f64; 4]>,
 }
