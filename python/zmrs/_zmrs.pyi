@@ -59,6 +59,8 @@ class Plan:
     def two_pass_coverage_threshold(self) -> float: ...
     @property
     def memory_bytes(self) -> int | None: ...
+    @property
+    def reasons(self) -> tuple[str, ...]: ...
     def __eq__(self, other: object, /) -> bool: ...
     def __ne__(self, other: object, /) -> bool: ...
     def __hash__(self) -> int: ...
@@ -88,6 +90,8 @@ class CoordGrid:
     def cells(self) -> NDArray[uint8]: ...
     @property
     def spacing(self) -> int: ...
+    @property
+    def scratch_bytes(self) -> int: ...
 
 @final
 class Source:
@@ -160,11 +164,13 @@ class Layout:
     @property
     def write_bytes(self) -> int: ...
     @property
+    def samples(self) -> int: ...
+    @property
     def terms(self) -> dict[str, int]: ...
     @property
     def projected_bytes(self) -> int: ...
     @property
-    def chunk_bytes(self) -> int: ...
+    def plan(self) -> Plan: ...
 
 @final
 class PassStats:
@@ -180,6 +186,8 @@ class PassStats:
     def workers(self) -> int: ...
     @property
     def ledger_peak(self) -> int: ...
+    @property
+    def chunk_peak(self) -> int: ...
 
 def fit(
     job: Job,
@@ -189,12 +197,11 @@ def fit(
     planning_peak_bytes: int,
     into_arrays: bool,
 ) -> Layout:
-    """Cut the output so that it fits the plan, or refuse."""
+    """Cut the output so that it fits the plan, whose workers, rows and bytes are upper bounds."""
 
 def run_pass_into_file(
     job: Job,
     layout: Layout,
-    plan: Plan,
     path: str | PathLike[str],
     offsets: Sequence[int],
     *,
@@ -206,7 +213,6 @@ def run_pass_into_file(
 def run_pass_into_arrays(
     job: Job,
     layout: Layout,
-    plan: Plan,
     image: NDArray[float32],
     coverage: NDArray[float32],
     *,

@@ -6,11 +6,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zmrs import probe
+from zmrs import limits
 from zmrs.config import COMBINES, KERNELS, MATCHES, Options, parse
 from zmrs.errors import UsageError
+from zmrs.memory import parse_size
 from zmrs.pipeline import Result, make_mosaic
-from zmrs.plan import Plan, parse_size
+from zmrs.plan import Plan
 from zmrs.sky import is_known_sky
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def mosaic(
         grid=_grid(wcs, shape) if template is None else None,
         weights=None if weights is None else list(weights),
         plan=None if plan is None else Plan.from_phase5(plan),
-        held_bytes=probe.resident_bytes(),
+        held_bytes=limits.resident_bytes(),
         listener=progress,
     )
 

@@ -12,7 +12,7 @@ from dataclasses import Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from zmrs.errors import UsageError
-from zmrs.plan import parse_size
+from zmrs.memory import parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,7 +48,10 @@ class Options:
         metavar="SIZE",
     )
     threads: int | None = _option(
-        None, "Worker threads [default: all processors]", kind="count", metavar="N"
+        None,
+        "Worker threads [default: the processors, less one in twenty]",
+        kind="count",
+        metavar="N",
     )
     hdu: str | None = _option(
         None,

@@ -6,7 +6,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from zmrs import probe
+from zmrs import limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,7 +73,7 @@ class Stage:
         # The first moments say nothing of the pace.
         paced = done > 0 and (elapsed > 0.5 or done >= self._total)
         eta_s = elapsed * (self._total - done) / done if paced else None
-        rss_mib = probe.resident_bytes() / 2**20
+        rss_mib = limits.resident_bytes() / 2**20
         self._listener(Event(event, self._stage, done, self._total, self._unit, eta_s, rss_mib))
 
 

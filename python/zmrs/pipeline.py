@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zmrs import _zmrs, inputs, probe
+from zmrs import _zmrs, forecast, inputs, limits
 from zmrs.errors import InputError, UsageError
 from zmrs.events import Clock, Stage
 from zmrs.grid import Grid, input_pixel_scale_arcsec, make_grid
 from zmrs.io import cards, output
+from zmrs.memory import Allowance, allowance
 from zmrs.placing import Placed, no_scratch, place, scratch_folder
-from zmrs.plan import Allowance, Plan, allowance, make_plan
+from zmrs.plan import Plan, describe, on_cpu, phase5_plan, within_memory
+from zmrs.probe import Capabilities, detect_capabilities
 from zmrs.result import Result, figures_of, header_of, log_result, rows_of
 from zmrs.scan import LeftOut
 
@@ -56,12 +58,16 @@ class Prepared:
         The others, with reasons.
     job, layout
         What the engine will compute, and how it is cut.
-    plan, allowed
-        The resources, and where the memory limit comes from.
+    allowed
+        Where the memory limit comes from.
     reserved_bytes
         What the process holds before the pass.
+    scratch_bytes
+        What lies in scratch files.
     seconds
         Time that each step took.
+    forecast_s
+        Time that everything will take, start to end.
     """
 
     grid: Grid
@@ -70,10 +76,16 @@ class Prepared:
     left_out: list[LeftOut]
     job: _zmrs.Job
     layout: _zmrs.Layout
-    plan: Plan
     allowed: Allowance
     reserved_bytes: int
+    scratch_bytes: int
     seconds: dict[str, float]
+    forecast_s: float
+
+    @property
+    def plan(self) -> Plan:
+        """The resources, as the engine uses them."""
+        return self.layout.plan
 
 
 def prepare(
@@ -117,8 +129,10 @@ def prepare(
         No usable input, no sensible grid, or a job that does not fit.
     """
     seconds: dict[str, float] = {}
-    peak_before = probe.peak_resident_bytes()
-    allowed = allowance(options.memory, probe.memory_limits(), held_bytes)
+    peak_before = limits.peak_resident_bytes()
+    # A GPU is not asked for: that costs seconds and memory, and no backend could use it yet.
+    caps = detect_capabilities(gpu=False)
+    allowed = allowance(options.memory, caps.limits, held_bytes)
 
     if options.scratch is not None and not Path(options.scratch).is_dir():
         raise UsageError(f"--scratch {options.scratch}: there is no such folder; make it first.")
@@ -135,7 +149,7 @@ def prepare(
     _warn_of_emptiness(chosen, images)
     clock.lap("grid")
 
-    spare = allowed.bytes - probe.resident_bytes()
+    spare = allowed.bytes - limits.resident_bytes()
     placed, off_grid = place(
         images, gathered.weights, chosen, scratch or no_scratch, spare, listener
     )
@@ -143,20 +157,23 @@ def prepare(
     clock.lap("geometry")
 
     job = _job(channels, chosen, placed, options)
-    plan, allowed = _settle_plan(plan, allowed, options)
-    reserved = probe.resident_bytes()
+    if plan is not None:
+        plan, allowed = _within_limits(plan, allowed, options, caps)
+    reserved = limits.resident_bytes()
     # A peak from before this call is nobody's to plan for.
-    peak = probe.peak_resident_bytes()
+    peak = limits.peak_resident_bytes()
     planning_peak = peak if peak > peak_before else 0
-    layout = _zmrs.fit(job, plan, reserved, allowed.held_bytes, planning_peak, in_memory)
-    plan = plan.replace(rows_per_chunk=layout.band_rows, max_chunk_bytes=layout.chunk_bytes)
-    log.info(
-        "plan=%s %s memory_mb=%.2f (%s)",
-        plan.name,
-        plan.figures(),
-        allowed.bytes / 2**20,
-        allowed.reason,
-    )
+
+    def fit(plan: Plan) -> _zmrs.Layout:
+        return _zmrs.fit(job, plan, reserved, allowed.held_bytes, planning_peak, in_memory)
+
+    if plan is not None:
+        layout = fit(plan)
+    else:
+        layout = phase5_plan(
+            chosen, placed, options, caps, allowed=allowed, fit=fit, has_gpu_backend=False
+        )
+    log.info("plan=%s (memory: %s)", describe(layout.plan), allowed.reason)
     clock.lap("plan")
     return Prepared(
         grid=chosen,
@@ -165,10 +182,11 @@ def prepare(
         left_out=gathered.left_out + off_grid,
         job=job,
         layout=layout,
-        plan=plan,
         allowed=allowed,
         reserved_bytes=reserved,
+        scratch_bytes=sum(one.geometry.grid.scratch_bytes for one in placed),
         seconds=seconds,
+        forecast_s=sum(seconds.values()) + forecast.seconds(layout, options.kernel),
     )
 
 
@@ -211,7 +229,9 @@ def make_mosaic(
             output.check_output(path, _files(prepared), overwrite=options.overwrite)
         prepared = _decompressed(prepared, options, listener)
         result = _run(prepared, path, options, listener)
-    result.stats["seconds"]["total"] = time.perf_counter() - began
+    total_s = time.perf_counter() - began
+    result.stats["seconds"]["total"] = total_s
+    result.stats["forecast_ratio"] = total_s / prepared.forecast_s
     log_result(result)
     return result
 
@@ -302,17 +322,16 @@ def _job(channels: int, grid: Grid, placed: Sequence[Placed], options: Options) 
     return _zmrs.Job((channels, *grid.shape), options.kernel, options.combine, each)
 
 
-def _settle_plan(plan: Plan | None, allowed: Allowance, options: Options) -> tuple[Plan, Allowance]:
-    """The plan with its memory limit, and where that comes from; what was asked for is kept."""
-    if plan is None:
-        return make_plan(allowed, options.threads or probe.available_workers()), allowed
+def _within_limits(
+    plan: Plan, allowed: Allowance, options: Options, caps: Capabilities
+) -> tuple[Plan, Allowance]:
+    """A plan that was given, with its memory limit, and where that comes from."""
     if options.threads is not None:
         plan = plan.replace(cpu_workers=options.threads)
     planned = plan.memory_bytes
     if planned is not None and (options.memory is None or planned <= allowed.bytes):
-        within = allowance(planned, probe.memory_limits())
-        return plan.replace(memory_bytes=within.bytes), within
-    return plan.replace(memory_bytes=allowed.bytes), allowed
+        allowed = replace(allowance(planned, caps.limits), code="memory_planned")
+    return within_memory(on_cpu(plan, "cpu_only"), allowed), allowed
 
 
 def _files(prepared: Prepared) -> list[str]:
@@ -355,7 +374,7 @@ def _run(prepared: Prepared, path: Path | None, options: Options, listener: List
     def progress(read_bytes: int, rows_written: int) -> None:
         stage.advance(min(read_bytes + rows_written * row_bytes, total))
 
-    engine = (prepared.job, prepared.layout, prepared.plan)
+    engine = (prepared.job, prepared.layout)
     if path is None:
         image = np.empty((prepared.channels, *prepared.grid.shape), np.float32)
         coverage = np.empty(prepared.grid.shape, np.float32)
@@ -378,7 +397,7 @@ def _run(prepared: Prepared, path: Path | None, options: Options, listener: List
             file.temporary,
             file.offsets,
             progress=progress,
-            write_back=probe.near_system_limit(prepared.layout.write_bytes),
+            write_back=limits.near_system_limit(prepared.layout.write_bytes),
         )
         rows = _checked_rows(prepared, stats, options)
         header = header_of(prepared, rows, options)

@@ -1,111 +1,429 @@
 """The resource plan: how a job runs, never what it computes.
 
-Arithmetic on values only; the machine is looked at by `zmrs.probe`.
+The way of the Phase 5 plan: machine → `auto_tune_plan` → `apply_gpu_safety` →
+`phase5_vram_budget` → memory limit → the engine's own cut, which sets workers, rows and bytes to
+what will run.  `select_two_pass_plan` is the only place that chooses a plan for the Two-Pass.
+
+Arithmetic on values; the machine is looked at by `zmrs.probe`.  The tuner's formulas and constants
+are those of ZeMosaic 4.5, as observed from outside.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from zmrs._zmrs import Plan
-from zmrs.errors import UsageError
+from zmrs.gpu_safety import (
+    apply_gpu_safety,
+    bump_gpu_rows,
+    effective_gpu,
+    phase5_vram_budget,
+)
+from zmrs.memory import Allowance, allowance, parse_size
+from zmrs.probe import detect_capabilities
+from zmrs.settings import flag, known, number, setting
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sized
 
-    from zmrs.probe import MemoryLimit
+    from zmrs.probe import Capabilities
 
-__all__ = ["AUTO_FRACTION", "Allowance", "Plan", "allowance", "make_plan", "parse_size"]
+__all__ = [
+    "REASONS",
+    "Plan",
+    "apply_gpu_safety",
+    "auto_tune_plan",
+    "describe",
+    "detect_capabilities",
+    "global_plan",
+    "on_cpu",
+    "phase5_plan",
+    "phase5_vram_budget",
+    "select_two_pass_plan",
+    "within_memory",
+]
 
-AUTO_FRACTION = 0.6
-"""Share of the least limit that a job takes when it is not told how much."""
+_T = TypeVar("_T")
 
-_UNITS = {"b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
-_UNITS |= {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
-_UNITS |= {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
-_MOST_BYTES = 2**53
-_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-zA-Z%]*)\s*")
+_MIB = 1 << 20
+_MOST_BYTES = 1 << 53
+_MOST_COUNT = 1 << 31
+
+_RAM_MARGIN = 0.95
+_AVAILABLE_MARGIN = 0.98
+_VRAM_MARGIN = 0.9
+_RAM_WHEN_UNKNOWN = 8 << 30
+_LEAST_RAM_BYTES = 256 * _MIB
+_LEAST_CHUNK_BYTES = 32 * _MIB
+_LEAST_ROWS = 4
+_BYTES_PER_PIXEL = 4
+
+REASONS = {
+    "processors_unknown": "the number of processors is unknown, so one is used",
+    "workers_asked": "as many workers as asked for",
+    "workers_load_target": "some processors are left to others (parallel_target_cpu_load)",
+    "workers_max_configured": "no more workers than configured (parallel_max_cpu_workers)",
+    "workers_memory": "fewer workers, because the buffers of all would not fit the memory limit",
+    "autotune_off": "tuning is switched off (parallel_autotune_enabled)",
+    "memory_asked": "the memory limit is the one asked for",
+    "memory_automatic": "the memory limit is a share of the least limit of the system",
+    "memory_cut_to_system_limit": "the memory limit asked for is cut to what the system grants",
+    "memory_limits_unknown": "no limit of the system is known, so a modest one is used",
+    "memory_planned": "the memory limit is the one of the plan that was given",
+    "cpu_only": "this version computes on the CPU only",
+    "gpu_off": "the GPU is not asked for",
+    "gpu_unavailable": "there is no usable GPU",
+    "gpu_vram_unknown": "the size of the GPU's memory is unknown, so it is not used",
+    "gpu_forced_on_ac": "on the mains the GPU is used as told (phase5_force_gpu_on_ac)",
+    "intel_only": "the only GPU is an integrated one of Intel, which CUDA cannot use",
+    "intel_only_gpu": "the only GPU is an integrated one of Intel",
+    "disable_intel_only_gpu": "an integrated GPU of Intel is not used",
+    "unknown_gpu_vendor": "the maker of the GPU is unknown",
+    "safe_mode_asked": "safe mode is asked for (ZMRS_GPU_SAFE_MODE)",
+    "safe_mode_unknown_gpu": "in safe mode a GPU of unknown maker or memory is not used",
+    "safe_mode_clamp": "safe mode makes GPU chunks small",
+    "on_battery_clamp": "the machine runs on battery: safe mode",
+    "battery_present": "there is a battery, but the mains feed the machine",
+    "hybrid_graphics": "an integrated and a discrete GPU share the work",
+    "hybrid_unplugged_clamp": "hybrid graphics without mains: safe mode",
+    "hybrid_vram_guard": "hybrid graphics with little memory: GPU chunks are small",
+    "hybrid_vram_guard_disabled_by_user": "the guard of hybrid graphics is switched off",
+    "vram_cap": "a GPU chunk takes at most 40 % of the free GPU memory",
+    "probe_unknown": "free GPU memory is unknown, so a modest budget is used",
+    "user_chunk_cap": "the configured chunk size bounds the GPU budget (phase5_chunk_mb)",
+    "ui_chunk_cap": "the configured chunk size bounds the GPU budget (phase5_chunk_mb)",
+    "plan_cap": "the plan's own GPU chunk bounds the budget",
+    "plan_cap_ignored_on_ac": "on the mains the plan's own GPU chunk does not bind",
+    "hard_cap": "the configured cap bounds the GPU budget (phase5_vram_hard_cap_mb)",
+    "usable_cap": "no more than the free GPU memory less its reserve",
+    "min_clamp": "a GPU budget is at least 128 MiB, caps permitting",
+    "budget_policy": "GPU chunks are sized by power supply and free GPU memory",
+    "budget_cap": "the GPU chunk asked for is cut to the budget",
+    "gpu_rows_bumped": "more GPU rows, because the chunk has room for them",
+}
+"""What each of a plan's ``reasons`` means, in words."""
 
 
-def parse_size(text: str) -> int | float:
-    """Bytes of a size such as ``512MiB`` or ``2GB``, or a fraction in (0, 1] for ``50%``.
-
-    Raises
-    ------
-    UsageError
-        For anything else; a bare number is refused because it could mean bytes or megabytes.
-    """
-    match = _SIZE.fullmatch(text)
-    if match is None:
-        raise UsageError(f"'{text}' is no size; write 512MiB, 2GB or 50%.")
-    number, unit = float(match[1]), match[2].lower()
-    if unit == "%":
-        if not 0 < number <= 100:
-            raise UsageError(f"'{text}' is no share of the memory; write 1% to 100%.")
-        return number / 100
-    if unit == "":
-        raise UsageError(f"'{text}' lacks a unit; write {match[1]}MiB or {match[1]}GB.")
-    if unit not in _UNITS:
-        raise UsageError(f"'{text}' has an unknown unit; write MiB, GiB, MB, GB or %.")
-    if number * _UNITS[unit] > _MOST_BYTES:
-        raise UsageError(f"'{text}' is more than any machine has; write for example 512MiB.")
-    size = int(number * _UNITS[unit])
-    if size < 1:
-        raise UsageError(f"'{text}' is no memory at all; write for example 512MiB.")
-    return size
-
-
-@dataclass(frozen=True)
-class Allowance:
-    """How much memory a job may hold, and why.
-
-    Attributes
-    ----------
-    bytes
-        The most that the whole process may hold resident.
-    reason
-        Where the figure comes from, in words.
-    held_bytes
-        The part of it that the caller's own figure does not count.
-    """
-
-    bytes: int
-    reason: str
-    held_bytes: int = 0
-
-
-def allowance(
-    asked: int | float | None, limits: Sequence[MemoryLimit], held_bytes: int = 0
-) -> Allowance:
-    """The memory limit of a job.
+def auto_tune_plan(
+    kind: str,
+    frame_shape: tuple[int, int] | None,
+    n_frames: int,
+    bytes_per_pixel: int,
+    config: Any,
+    caps: Capabilities | Any,
+    *,
+    reference: bool = False,
+) -> Plan:
+    """Workers, chunks and rows that suit a machine.
 
     Parameters
     ----------
-    asked
-        Bytes, or a fraction of what automatic starts from, or None for automatic.
-    limits
-        What the machine and the system impose.
-    held_bytes
-        Resident size at entry that an explicit `asked` does not count (Python interface).
+    kind
+        ``global`` names the plan ``global``, anything else ``phase5``; it changes nothing else.
+    frame_shape
+        (H, W) in pixels; None or zeros leave the rows open.
+    n_frames
+        Images that overlap at most.
+    bytes_per_pixel
+        Of one image.
+    config
+        Object or mapping with ``parallel_autotune_enabled`` (True), ``parallel_target_cpu_load``
+        (0.95), ``parallel_target_ram_fraction`` (0.90), ``parallel_gpu_vram_fraction`` (0.80) and
+        ``parallel_max_cpu_workers`` (0, no limit); None is all defaults.
+    caps
+        The machine; everything may be unknown.
+    reference
+        Keep the reference's floors, which break small memory limits: 256 MiB in all, 32 MiB a
+        worker; and its four rows of an image that has fewer.
+
+    Returns
+    -------
+    Plan
+        Without a memory limit.
     """
-    least = min(limits, key=lambda limit: limit.bytes, default=None)
-    if isinstance(asked, int):
-        wall = min((x for x in limits if x.is_hard), key=lambda x: x.bytes, default=None)
-        if wall is not None and wall.bytes < asked + held_bytes:
-            return Allowance(wall.bytes, f"as asked, but cut to the {wall.source}", held_bytes)
-        return Allowance(asked + held_bytes, "as asked", held_bytes)
-    if least is None:
-        return Allowance(
-            (1 << 30) + held_bytes, "1 GiB, because no limit of the system is known", held_bytes
+    tuner = _Tuner(config, caps, is_reference=reference)
+    name = "global" if kind == "global" else "phase5"
+    return tuner.plan(name, frame_shape, n_frames, bytes_per_pixel)
+
+
+@dataclass(frozen=True)
+class _Tuner:
+    """The formulas of `auto_tune_plan`.
+
+    Attributes
+    ----------
+    most_bytes
+        Memory that all chunks together may take at most; None is what the machine has.
+    """
+
+    config: Any
+    caps: Any
+    is_reference: bool = False
+    most_bytes: int | None = None
+
+    def plan(
+        self, name: str, shape: tuple[int, int] | None, n_frames: int, bytes_per_pixel: int
+    ) -> Plan:
+        height, width = (max(int(side), 0) for side in shape or (0, 0))
+        row_bytes = width * max(1, bytes_per_pixel) * max(1, n_frames)
+        workers, reasons = self._workers()
+        ram = self._ram_bytes()
+        least = _LEAST_CHUNK_BYTES if self.is_reference else 1
+        chunk = max(least, ram // workers)
+        gpu_chunk = self._gpu_chunk(height * width > 0, reasons)
+        use_gpu = gpu_chunk is not None
+        return Plan(
+            name=name,
+            cpu_workers=workers,
+            use_memmap=height * row_bytes > ram,
+            max_chunk_bytes=min(chunk, _MOST_BYTES),
+            rows_per_chunk=self._rows(chunk, row_bytes, height),
+            use_gpu=use_gpu,
+            gpu_max_chunk_bytes=min(gpu_chunk, _MOST_BYTES) if gpu_chunk else None,
+            gpu_rows_per_chunk=self._rows(gpu_chunk, row_bytes, height) if gpu_chunk else None,
+            reasons=reasons,
         )
-    share = AUTO_FRACTION if asked is None else asked
-    # What the process holds already would count against its own share otherwise.
-    size = held_bytes + int((least.bytes - held_bytes) * share)
-    return Allowance(size, f"{share:.0%} of the {least.source}", held_bytes)
+
+    @property
+    def _is_tuned(self) -> bool:
+        return flag(self.config, "parallel_autotune_enabled", True)
+
+    def _workers(self) -> tuple[int, list[str]]:
+        logical = known(self.caps, "cpu_logical_cores")
+        reasons = [] if logical else ["processors_unknown"]
+        workers = logical = min(logical or 1, _MOST_COUNT)
+        if self._is_tuned:
+            load = number(self.config, "parallel_target_cpu_load", 0.95, 0.1, 1.0)
+            workers = max(1, round(logical * load))
+            if workers < logical:
+                reasons.append("workers_load_target")
+        else:
+            reasons.append("autotune_off")
+        most = int(number(self.config, "parallel_max_cpu_workers", 0, 0, _MOST_COUNT))
+        if 0 < most < workers:
+            workers = most
+            reasons.append("workers_max_configured")
+        return workers, reasons
+
+    def _ram_bytes(self) -> int:
+        """Memory for the chunks of all workers."""
+        available = known(self.caps, "ram_available_bytes")
+        base = known(self.caps, "ram_total_bytes") or available or _RAM_WHEN_UNKNOWN
+        share = number(self.config, "parallel_target_ram_fraction", 0.90, 0.1, 0.95)
+        ram = int(base * share * _RAM_MARGIN)
+        if available is not None:
+            ram = min(ram, int(available * _AVAILABLE_MARGIN))
+        if self.is_reference:
+            ram = max(ram, _LEAST_RAM_BYTES)
+        return ram if self.most_bytes is None else min(ram, self.most_bytes)
+
+    def _gpu_chunk(self, has_shape: bool, reasons: list[str]) -> int | None:
+        """Bytes of a GPU chunk; 0 without a shape to size it for; None without a GPU."""
+        if not (setting(self.caps, "gpu_available") is True and self._is_tuned):
+            return None
+        if not has_shape:
+            return 0
+        free = known(self.caps, "gpu_vram_free_bytes")
+        base = known(self.caps, "gpu_vram_total_bytes") or free
+        if base is None:
+            reasons.append("gpu_vram_unknown")
+            return None
+        share = number(self.config, "parallel_gpu_vram_fraction", 0.80, 0.1, 0.9)
+        budget = base * share * _VRAM_MARGIN
+        if free is not None:
+            budget = min(budget, free * _AVAILABLE_MARGIN)
+        return int(max(_LEAST_CHUNK_BYTES, budget))
+
+    def _rows(self, chunk: int, row_bytes: int, height: int) -> int | None:
+        if row_bytes <= 0 or height <= 0:
+            return None
+        rows = max(_LEAST_ROWS, min(height, max(1, chunk // row_bytes)))
+        return rows if self.is_reference else min(rows, height)
 
 
-def make_plan(allowed: Allowance, workers: int) -> Plan:
-    """The plan of a job, before its bands are sized."""
-    return Plan(name="phase5", cpu_workers=workers, memory_bytes=allowed.bytes)
+def within_memory(plan: Plan, allowed: Allowance) -> Plan:
+    """The plan with a memory limit, which always wins over what was tuned."""
+    chunk = min(plan.max_chunk_bytes or allowed.bytes, allowed.bytes)
+    return plan.replace(
+        memory_bytes=allowed.bytes,
+        max_chunk_bytes=chunk,
+        reasons=(*plan.reasons, allowed.code),
+    )
+
+
+def global_plan(
+    shape: tuple[int, int] | None,
+    n_frames: int,
+    config: Any,
+    caps: Capabilities | Any,
+    *,
+    allowed: Allowance | None = None,
+    has_gpu_backend: bool = True,
+) -> Plan:
+    """The plan of a run before anything is known of its last stage, named ``global``.
+
+    Parameters and errors are those of `phase5_plan`.
+    """
+    allowed = allowed or _allowance(config, caps)
+    tuner = _Tuner(config, caps, most_bytes=allowed.bytes)
+    plan = _as_asked(tuner.plan("global", shape, n_frames, _BYTES_PER_PIXEL), config)
+    if not has_gpu_backend:
+        return within_memory(on_cpu(plan, "cpu_only"), allowed)
+    safe, context = apply_gpu_safety(plan, caps, config, "global")
+    assert safe is not None
+    return within_memory(_because(safe, *context.reasons), allowed)
+
+
+@overload
+def phase5_plan(
+    grid: Any,
+    inputs: int | Sized,
+    config: Any,
+    caps: Capabilities | Any,
+    *,
+    allowed: Allowance | None = ...,
+    fit: None = ...,
+    has_gpu_backend: bool = ...,
+) -> Plan: ...
+
+
+@overload
+def phase5_plan(
+    grid: Any,
+    inputs: int | Sized,
+    config: Any,
+    caps: Capabilities | Any,
+    *,
+    allowed: Allowance | None = ...,
+    fit: Callable[[Plan], _T],
+    has_gpu_backend: bool = ...,
+) -> _T: ...
+
+
+def phase5_plan(
+    grid: Any,
+    inputs: int | Sized,
+    config: Any,
+    caps: Capabilities | Any,
+    *,
+    allowed: Allowance | None = None,
+    fit: Callable[[Plan], _T] | None = None,
+    has_gpu_backend: bool = True,
+) -> Plan | _T:
+    """The plan of the last stage, resampling and combining, named ``phase5``.
+
+    Parameters
+    ----------
+    grid
+        Output: (H, W), or anything with that as its ``shape``.
+    inputs
+        The inputs, or how many there are.
+    config
+        Object or mapping: options of a job (``memory``, ``threads``) and the settings of
+        `auto_tune_plan`, `apply_gpu_safety` and `phase5_vram_budget`; None is all defaults.
+    caps
+        The machine, from `detect_capabilities`.
+    allowed
+        Memory limit; None works it out from ``config.memory`` and ``caps.limits``.
+    fit
+        The engine's own cut: called with the plan, whose rows and chunk bytes are still open, it
+        gives whatever holds the plan as it will run.
+    has_gpu_backend
+        Whether the job could run on a GPU at all.
+
+    Returns
+    -------
+    Plan
+        Without `fit`: the tuner's advice within the memory limit.  With it: what `fit` returns.
+
+    Raises
+    ------
+    zmrs.errors.BudgetError
+        From `fit`, when the job does not fit.
+    """
+    allowed = allowed or _allowance(config, caps)
+    height, width = getattr(grid, "shape", grid)
+    n_inputs = inputs if isinstance(inputs, int) else len(inputs)
+    tuner = _Tuner(config, caps, most_bytes=allowed.bytes)
+    plan = tuner.plan("phase5", (height, width), n_inputs, _BYTES_PER_PIXEL)
+    plan = _as_asked(plan, config)
+    if has_gpu_backend:
+        plan = _gpu_share(plan, caps, config, width, n_inputs)
+    else:
+        plan = on_cpu(plan, "cpu_only")
+    if fit is None:
+        return within_memory(plan, allowed)
+    # The tuner's rows suit an engine that holds whole frames; ours has a formula of its own.
+    return fit(within_memory(plan, allowed).replace(rows_per_chunk=None, max_chunk_bytes=None))
+
+
+def _gpu_share(plan: Plan, caps: Any, config: Any, width: int, n_inputs: int) -> Plan:
+    """What the plan may take of the GPU, after safety, budget and all."""
+    safe, context = apply_gpu_safety(plan, caps, config, "phase5")
+    assert safe is not None
+    requested = setting(config, "gpu") != "off" and flag(config, "use_gpu_phase5", True)
+    is_used, decided = effective_gpu(safe, context, config, requested=requested)
+    if not is_used:
+        return on_cpu(safe, *context.reasons, *decided)
+    budget = phase5_vram_budget(config, context, plan_cap_bytes=safe.gpu_max_chunk_bytes)
+    sized = safe.replace(use_gpu=True, gpu_max_chunk_bytes=budget.bytes)
+    bumped = bump_gpu_rows(sized, context, width, n_inputs)
+    more = ("gpu_rows_bumped",) if bumped != sized else ()
+    return _because(bumped, *context.reasons, *decided, *budget.reasons, *more)
+
+
+def on_cpu(plan: Plan, *reasons: str) -> Plan:
+    """The plan without a GPU, and why."""
+    plan = plan.replace(use_gpu=False, gpu_rows_per_chunk=None, gpu_max_chunk_bytes=None)
+    return _because(plan, *reasons)
+
+
+def _because(plan: Plan, *reasons: str) -> Plan:
+    return plan.replace(reasons=tuple(dict.fromkeys(plan.reasons + reasons)))
+
+
+def _as_asked(plan: Plan, config: Any) -> Plan:
+    """The plan with the workers that the user wants."""
+    threads = known(config, "threads")
+    if threads is None:
+        return plan
+    kept = [reason for reason in plan.reasons if not reason.startswith(("workers_", "processors_"))]
+    return plan.replace(cpu_workers=min(threads, _MOST_COUNT), reasons=[*kept, "workers_asked"])
+
+
+def _allowance(config: Any, caps: Any) -> Allowance:
+    asked = setting(config, "memory")
+    if isinstance(asked, str):
+        asked = parse_size(asked)
+    return allowance(asked, setting(caps, "limits") or ())
+
+
+def select_two_pass_plan(*, phase5_plan: Any, fallback_plan: Any, config: Any = None) -> Any:
+    """The plan of the Two-Pass.  Every path asks here, and nobody else chooses.
+
+    Parameters
+    ----------
+    phase5_plan
+        The plan that the first pass ran with: it wins unless it is None.
+    fallback_plan
+        The plan of the whole run, when there is no other.
+    config
+        Object or mapping whose ``parallel_plan_phase5`` comes between the two.
+
+    Returns
+    -------
+    object
+        The very object that was chosen: a `Plan`, another program's object, a mapping, or None.
+    """
+    if phase5_plan is not None:
+        return phase5_plan
+    configured = setting(config, "parallel_plan_phase5")
+    return fallback_plan if configured is None else configured
+
+
+def describe(plan: Plan) -> str:
+    """The plan in one line: name, figures, memory limit, and the reasons for all that."""
+    memory = "-" if plan.memory_bytes is None else f"{plan.memory_bytes / _MIB:.2f}"
+    reasons = ",".join(plan.reasons) or "-"
+    return f"{plan.name} {plan.figures()} memory_mb={memory} reasons={reasons}"

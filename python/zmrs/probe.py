@@ -1,190 +1,241 @@
-"""What the machine offers: memory, processors, and what this process uses of them.
+"""What the machine is: processors, memory, GPU, power.
 
-Every probe may fail, and then says nothing (None) instead of raising.
+Every probe may fail, and then says "unknown" (None) instead of raising.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import sys
+import warnings
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
-__all__ = [
-    "MemoryLimit",
-    "available_workers",
-    "memory_limits",
-    "near_system_limit",
-    "peak_resident_bytes",
-    "resident_bytes",
-]
+from zmrs import limits
+from zmrs.gpu_safety import vendor_of
 
-_HUGE_BYTES = 1 << 60
-"""Figures above this mean "no limit" (cgroup v1 writes 2^63 rounded to pages)."""
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from zmrs.limits import MemoryLimit
+
+__all__ = ["Capabilities", "detect_capabilities"]
+
+_T = TypeVar("_T")
+
+_PCI_VENDORS = {"0x10de": "nvidia", "0x8086": "intel", "0x1002": "amd"}
 
 
-@dataclass(frozen=True)
-class MemoryLimit:
-    """A bound on the resident memory of this process.
+@dataclass(frozen=True, kw_only=True)
+class Capabilities:
+    """A machine as this process finds it. None is unknown; ``Capabilities()`` is all unknown.
 
     Attributes
     ----------
-    source
-        Where it comes from, in words.
-    bytes
-        The most that the process may hold, what it holds already included.
-    is_hard
-        Whether the system ends or refuses a process that goes beyond.
+    system
+        ``linux``, ``windows``, ``darwin`` …, or empty.
+    cpu_logical_cores, cpu_cores
+        Logical and physical processors that this process may use: affinity and cgroup quotas
+        are respected.
+    ram_total_bytes, ram_available_bytes
+        Memory, and what of it is free; the limits of the system are respected.
+    limits
+        Those limits, one by one.
+    gpu_available
+        Whether CuPy finds a CUDA device.
+    gpu_name, gpu_vram_total_bytes, gpu_vram_free_bytes
+        The current device.
+    gpu_note
+        Why there is no device, in words; empty when there is one.
+    gpu_safe_mode
+        Whether the environment asks for caution with the GPU (``ZMRS_GPU_SAFE_MODE=1``).
+    has_battery, power_plugged, on_battery
+        Power supply.
+    is_hybrid_graphics
+        Whether an integrated and a discrete GPU share the work.
     """
 
-    source: str
-    bytes: int
-    is_hard: bool = False
+    system: str = ""
+    cpu_logical_cores: int | None = None
+    cpu_cores: int | None = None
+    ram_total_bytes: int | None = None
+    ram_available_bytes: int | None = None
+    limits: tuple[MemoryLimit, ...] = ()
+    gpu_available: bool = False
+    gpu_name: str | None = None
+    gpu_vram_total_bytes: int | None = None
+    gpu_vram_free_bytes: int | None = None
+    gpu_note: str = ""
+    gpu_safe_mode: bool = False
+    has_battery: bool | None = None
+    power_plugged: bool | None = None
+    on_battery: bool = False
+    is_hybrid_graphics: bool | None = None
+
+    @property
+    def gpu_vendor(self) -> str:
+        """``nvidia``, ``intel``, ``amd``, ``apple`` or ``unknown``, from the device's name."""
+        return vendor_of(self.gpu_name)
 
 
-def resident_bytes() -> int:
-    """Resident memory of this process now."""
-    status = _status_bytes("VmRSS")
-    if status is not None:
-        return status
-    import psutil  # noqa: PLC0415  (only where /proc is missing)
+def detect_capabilities(*, gpu: bool = True) -> Capabilities:
+    """Look at the machine.
 
-    return int(psutil.Process().memory_info().rss)
-
-
-def peak_resident_bytes() -> int:
-    """Largest resident memory of this process so far.
-
-    ``VmHWM`` of the process itself; ``ru_maxrss`` would inherit the parent's size across exec.
+    Parameters
+    ----------
+    gpu
+        False leaves out all that only a choice of GPU needs, and physical cores: asking CuPy
+        costs a second and hundreds of megabytes, psutil 20 ms.
     """
-    status = _status_bytes("VmHWM")
-    if status is not None:
-        return status
-    import psutil  # noqa: PLC0415
-
-    info = psutil.Process().memory_info()
-    return int(getattr(info, "peak_wset", info.rss))
-
-
-def memory_limits() -> list[MemoryLimit]:
-    """All bounds that are known, each as a bound on this process alone."""
-    here = resident_bytes()
-    limits = []
-    available = _available_bytes()
-    if available is not None:
-        limits.append(MemoryLimit("available memory", available + here))
-    limits += _cgroup_limits()
-    headroom = _address_space_headroom()
-    if headroom is not None:
-        limits.append(MemoryLimit("address-space limit (ulimit -v)", here + headroom, is_hard=True))
-    for name, unit in (("SLURM_MEM_PER_NODE", 1 << 20), ("SLURM_MEM_PER_CPU", 1 << 20)):
-        value = os.environ.get(name, "")
-        if value.isdigit() and int(value) > 0:
-            count = available_workers() if name.endswith("CPU") else 1
-            limits.append(MemoryLimit(f"{name} of the batch system", int(value) * unit * count))
-    return limits
-
-
-def near_system_limit(output_bytes: int) -> bool:
-    """Whether a cgroup limit is so low that dirty pages of the output could reach it."""
-    return any(limit.bytes < 4 * output_bytes for limit in _cgroup_limits())
+    known = tuple(_quietly(limits.memory_limits) or ())
+    logical = _quietly(limits.usable_processors)
+    found = Capabilities(
+        system={"win32": "windows"}.get(sys.platform, sys.platform),
+        cpu_logical_cores=logical,
+        ram_total_bytes=_least(
+            _quietly(limits.total_bytes),
+            # The limits are on this process; what is available is one of them, but no total.
+            *(limit.bytes for limit in known if limit.is_hard),
+        ),
+        ram_available_bytes=_available_bytes(known),
+        limits=known,
+        gpu_note="not looked for",
+    )
+    if not gpu:
+        return found
+    has_battery, plugged = _quietly(_battery) or (None, None)
+    return replace(
+        found,
+        cpu_cores=_physical_cores(logical),
+        has_battery=has_battery,
+        power_plugged=plugged,
+        on_battery=plugged is False,
+        is_hybrid_graphics=_quietly(_is_hybrid),
+        gpu_safe_mode=os.environ.get("ZMRS_GPU_SAFE_MODE", "") not in ("", "0"),
+        **_gpu(),
+    )
 
 
-def available_workers() -> int:
-    """Processors that this process may use: affinity and cgroup quota respected, at least 1."""
+def _quietly(probe: Callable[[], _T]) -> _T | None:
+    """What a probe finds, or None when it cannot look."""
     try:
-        count = len(os.sched_getaffinity(0))
-    except (AttributeError, OSError):
-        count = os.cpu_count() or 1
-    quota = _cpu_quota()
-    return max(1, min(count, quota) if quota else count)
-
-
-def _status_bytes(field: str) -> int | None:
-    """A figure of /proc/self/status, in bytes."""
-    try:
-        text = Path("/proc/self/status").read_text()
-    except OSError:
-        return None
-    for line in text.splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) << 10
-    return None
-
-
-def _available_bytes() -> int | None:
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) << 10
-    except OSError:
-        pass
-    try:
-        import psutil  # noqa: PLC0415
-
-        return int(psutil.virtual_memory().available)
+        return probe()
     except Exception:
         return None
 
 
-def _read_int(path: Path) -> int | None:
-    try:
-        return int(path.read_text().strip())
-    except (OSError, ValueError):
+def _least(*figures: int | None) -> int | None:
+    return min((figure for figure in figures if figure), default=None)
+
+
+def _available_bytes(known: tuple[MemoryLimit, ...]) -> int | None:
+    """What this process could still take, whichever limit comes first."""
+    here = _quietly(limits.resident_bytes) or 0
+    rooms = [max(limit.room_bytes - here, 0) for limit in known]
+    return min(rooms, default=None)
+
+
+def _physical_cores(logical: int | None) -> int | None:
+    def count() -> int:
+        import psutil  # noqa: PLC0415  (late: 20 ms)
+
+        return int(psutil.cpu_count(logical=False) or 0)
+
+    if logical is None:
         return None
+    cores = _quietly(count) or max(1, logical // 2)
+    return min(cores, logical)
 
 
-def _cgroup_folders() -> list[tuple[Path, str]]:
-    """Folders of this process's memory cgroup and its parents, with the name of the limit."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
+def _battery() -> tuple[bool | None, bool | None]:
+    """Whether there is a battery, and whether the mains feed the machine."""
+    import psutil  # noqa: PLC0415
+
+    sensors = getattr(psutil, "sensors_battery", None)
+    if sensors is None:
+        return None, None
+    battery = sensors()
+    return (False, None) if battery is None else (True, battery.power_plugged)
+
+
+def _is_hybrid() -> bool | None:
+    """Whether an Intel GPU works beside one of NVIDIA or AMD.
+
+    More than one adapter alone says that on Windows only: servers have one for their console.
+    """
+    if sys.platform == "win32":
+        names = _windows_adapters()
+        vendors, many = {vendor_of(name) for name in names}, len(names)
+    else:
+        files = sorted(Path("/sys/class/drm").glob("card[0-9]*/device/vendor"))
+        cards = {file.resolve(): file.read_text().strip() for file in files}
+        vendors, many = {_PCI_VENDORS.get(card, "unknown") for card in cards.values()}, len(cards)
+    if "intel" in vendors and vendors & {"nvidia", "amd"}:
+        return True
+    if sys.platform == "win32" and many > 1:
+        return True
+    return False if many == 1 else None
+
+
+def _windows_adapters() -> list[str]:
+    """Names of the display adapters of a Windows machine, each once."""
+    if sys.platform != "win32":
         return []
-    folders = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            roots, name = [Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified")], "memory.max"
-        elif "memory" in controllers.split(","):
-            roots, name = [Path("/sys/fs/cgroup/memory")], "memory.limit_in_bytes"
-        else:
-            continue
-        parts = Path(path.lstrip("/")).parts
-        for root in roots:
-            folders += [(root.joinpath(*parts[:n]), name) for n in range(len(parts), -1, -1)]
-    return folders
+    import ctypes  # noqa: PLC0415
+
+    class Device(ctypes.Structure):
+        _fields_ = [
+            ("size", ctypes.c_uint32),
+            ("device_name", ctypes.c_wchar * 32),
+            ("name", ctypes.c_wchar * 128),
+            ("flags", ctypes.c_uint32),
+            ("device_id", ctypes.c_wchar * 128),
+            ("device_key", ctypes.c_wchar * 128),
+        ]
+
+    names, device = {}, Device(size=ctypes.sizeof(Device))
+    while ctypes.windll.user32.EnumDisplayDevicesW(None, len(names), ctypes.byref(device), 0):
+        names[len(names)] = device.name
+    return list(dict.fromkeys(names.values()))
 
 
-def _cgroup_limits() -> list[MemoryLimit]:
-    found = set()
-    for folder, name in _cgroup_folders():
-        limit = _read_int(folder / name)
-        if limit is not None and 0 < limit < _HUGE_BYTES:
-            found.add(limit)
-    return [MemoryLimit("cgroup memory limit", limit, is_hard=True) for limit in sorted(found)]
-
-
-def _cpu_quota() -> int | None:
-    """Whole processors that a cgroup quota grants, at least 1, or None without a quota."""
+def _gpu() -> dict[str, Any]:
+    """The CUDA device that CuPy would use, or why there is none."""
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return None if quota == "max" else max(1, round(int(quota) / int(period)))
-    except (OSError, ValueError):
-        pass
-    quota_us = _read_int(Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"))
-    period_us = _read_int(Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us"))
-    if quota_us and period_us and quota_us > 0:
-        return max(1, round(quota_us / period_us))
-    return None
-
-
-def _address_space_headroom() -> int | None:
-    """Bytes that may still be mapped under RLIMIT_AS, or None without such a limit."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import cupy  # noqa: PLC0415  (an extra; seconds)
+    except ImportError as error:
+        absent = isinstance(error, ModuleNotFoundError) and error.name == "cupy"
+        return {"gpu_note": "CuPy is not installed" if absent else f"CuPy fails: {_line(error)}"}
+    except Exception as error:
+        return {"gpu_note": f"CuPy fails: {_line(error)}"}
     try:
-        import resource  # noqa: PLC0415  (does not exist on Windows)
-    except ImportError:
-        return None
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    mapped = _status_bytes("VmSize")
-    if limit == resource.RLIM_INFINITY or mapped is None:
-        return None
-    return max(limit - mapped, 0)
+        if cupy.cuda.runtime.getDeviceCount() < 1:
+            return {"gpu_note": "CuPy finds no CUDA device"}
+    except Exception as error:
+        return {"gpu_note": f"CuPy finds no CUDA device: {_line(error)}"}
+    # A device whose figures cannot be read is a device all the same.
+    properties = _quietly(lambda: _properties(cupy)) or {}
+    free = _quietly(lambda: int(cupy.cuda.runtime.memGetInfo()[0]))
+    name = properties.get("name")
+    text = name.decode(errors="replace") if isinstance(name, bytes) else name
+    return {
+        "gpu_available": True,
+        "gpu_note": "",
+        "gpu_name": str(text).strip() or None if text else None,
+        "gpu_vram_total_bytes": _quietly(lambda: int(properties["totalGlobalMem"])),
+        "gpu_vram_free_bytes": free,
+    }
+
+
+def _properties(cupy: Any) -> dict[str, Any]:
+    runtime = cupy.cuda.runtime
+    return dict(runtime.getDeviceProperties(runtime.getDevice()))
+
+
+def _line(error: Exception) -> str:
+    """The first line of what an error says."""
+    text = str(error).strip().splitlines()
+    return text[0].rstrip(".") if text else type(error).__name__

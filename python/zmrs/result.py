@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zmrs import probe
+from zmrs import limits
 from zmrs.io import cards
+from zmrs.plan import describe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -105,20 +106,12 @@ def header_of(prepared: Prepared, rows: Sequence[cards.InputRow], options: Optio
         ("ZMTWOP", False, "coverage renormalisation"),
         ("ZMFLUX", "SB", "values are surface brightness: no Jacobian"),
         ("ZMBACK", "cpu", "where the pixels were computed"),
-        ("ZMPLAN", _short(prepared.plan), ""),
+        ("ZMPLAN", describe(prepared.plan), ""),
         ("ZMMEM", round(prepared.allowed.bytes / mib, 2), "[MiB] memory that was allowed"),
-        ("ZMPEAK", round(probe.peak_resident_bytes() / mib, 2), "[MiB] peak resident memory"),
+        ("ZMPEAK", round(limits.peak_resident_bytes() / mib, 2), "[MiB] peak resident memory"),
     ]
     grid = prepared.grid
     return cards.primary_header(prepared.channels, grid.shape, grid.to_header(), metas, software)
-
-
-def _short(plan: Plan) -> str:
-    """The plan in the 68 characters of a card."""
-    mib = (plan.max_chunk_bytes or 0) / 2**20
-    gpu = "on" if plan.use_gpu else "off"
-    text = f"{plan.name} workers={plan.cpu_workers} rows={plan.rows_per_chunk}"
-    return f"{text} chunk={mib:.2f}MiB gpu={gpu}"[:68]
 
 
 def figures_of(prepared: Prepared, stats: _zmrs.PassStats) -> dict[str, Any]:
@@ -139,7 +132,9 @@ def figures_of(prepared: Prepared, stats: _zmrs.PassStats) -> dict[str, Any]:
         "reserved_bytes": prepared.reserved_bytes,
         "projected_bytes": prepared.layout.projected_bytes,
         "leased_peak_bytes": stats.ledger_peak,
-        "peak_bytes": probe.peak_resident_bytes(),
+        "chunk_peak_bytes": stats.chunk_peak,
+        "peak_bytes": limits.peak_resident_bytes(),
+        "forecast_s": prepared.forecast_s,
     }
 
 

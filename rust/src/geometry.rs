@@ -80,4 +80,10 @@ impl CoordGrid {
     fn spacing(&self) -> usize {
         self.0.spacing()
     }
+
+    /// Bytes of the file of exact coordinates.
+    #[getter]
+    fn scratch_bytes(&self) -> u64 {
+        self.0.scratch_bytes()
+    }
 }

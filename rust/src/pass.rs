@@ -51,6 +51,11 @@ impl Layout {
         self.traffic.write_bytes
     }
 
+    #[getter]
+    fn samples(&self) -> u64 {
+        self.traffic.samples
+    }
+
     /// Terms of the projected peak in bytes, by name.
     #[getter]
     fn terms<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
@@ -66,13 +71,15 @@ impl Layout {
         self.fitted.projection.total()
     }
 
+    /// The plan as it will run.
     #[getter]
-    fn chunk_bytes(&self) -> u64 {
-        self.fitted.chunk_bytes
+    fn plan(&self) -> Plan {
+        Plan(self.fitted.plan.clone())
     }
 }
 
-/// Cut the output so that it fits the plan, or refuse.
+/// Cut the output so that it fits the plan, whose workers, rows and bytes are upper bounds, or
+/// refuse.
 #[pyfunction]
 pub fn fit(
     py: Python<'_>,
@@ -103,16 +110,16 @@ pub struct PassStats {
     files_opened: u64,
     workers: usize,
     ledger_peak: u64,
+    chunk_peak: u64,
 }
 
 /// Run a pass and write its planes into a file, each from its byte offset on.
 #[pyfunction]
-#[pyo3(signature = (job, layout, plan, path, offsets, *, write_back=false, progress=None))]
+#[pyo3(signature = (job, layout, path, offsets, *, write_back=false, progress=None))]
 pub fn run_pass_into_file(
     py: Python<'_>,
     job: &Job,
     layout: &Layout,
-    plan: &Plan,
     path: PathBuf,
     offsets: Vec<u64>,
     write_back: bool,
@@ -123,17 +130,16 @@ pub fn run_pass_into_file(
     }
     let sink = FitsSink::open(path, job.0.width, offsets, write_back);
     let sink = sink.map_err(|e| errors::to_py(py, &e))?;
-    run(py, job, layout, plan, &sink, progress)
+    run(py, job, layout, &sink, progress)
 }
 
 /// Run a pass into arrays: the image (channels, height, width) and the coverage (height, width).
 #[pyfunction]
-#[pyo3(signature = (job, layout, plan, image, coverage, *, progress=None))]
+#[pyo3(signature = (job, layout, image, coverage, *, progress=None))]
 pub fn run_pass_into_arrays(
     py: Python<'_>,
     job: &Job,
     layout: &Layout,
-    plan: &Plan,
     mut image: PyReadwriteArray3<'_, f32>,
     mut coverage: PyReadwriteArray2<'_, f32>,
     progress: Option<Py<PyAny>>,
@@ -146,14 +152,13 @@ pub fn run_pass_into_arrays(
     let mut planes: Vec<&mut [f32]> = image.chunks_mut(area).collect();
     planes.push(coverage);
     let sink = MemorySink::new(job.0.width, planes);
-    run(py, job, layout, plan, &sink, progress)
+    run(py, job, layout, &sink, progress)
 }
 
 fn run(
     py: Python<'_>,
     job: &Job,
     layout: &Layout,
-    plan: &Plan,
     sink: &dyn Sink,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<PassStats> {
@@ -167,10 +172,10 @@ fn run(
         Ok(())
     };
     let stats = gate::run(py, &cancel, tick, || {
-        let ledger = Ledger::new(plan.0.memory_bytes.unwrap_or(u64::MAX));
-        let _outside = ledger.reserve(layout.fitted.outside_bytes)?;
-        let how = layout.fitted.layout;
-        pass::run_pass(&job.0, how, &plan.0, &ledger, sink, &cancel, &so_far)
+        let Fitted { layout, plan, outside_bytes, .. } = &layout.fitted;
+        let ledger = Ledger::new(plan.memory_bytes.unwrap_or(u64::MAX));
+        let _outside = ledger.reserve(*outside_bytes)?;
+        pass::run_pass(&job.0, *layout, plan, &ledger, sink, &cancel, &so_far)
     })?;
     Ok(PassStats {
         samples: stats.samples,
@@ -178,5 +183,6 @@ fn run(
         files_opened: stats.files_opened,
         workers: stats.workers,
         ledger_peak: stats.ledger_peak,
+        chunk_peak: stats.chunk_peak,
     })
 }

@@ -15,7 +15,7 @@ use crate::errors;
 #[derive(PartialEq)]
 pub struct Plan(pub plan::Plan);
 
-const FIELDS: [&str; 11] = [
+const FIELDS: [&str; 12] = [
     "name",
     "cpu_workers",
     "use_memmap",
@@ -27,6 +27,7 @@ const FIELDS: [&str; 11] = [
     "gpu_max_chunk_bytes",
     "two_pass_coverage_threshold",
     "memory_bytes",
+    "reasons",
 ];
 
 /// What a field that is not of its type is refused with.
@@ -68,6 +69,16 @@ fn optional(field: &'static str, value: &Bound<'_, PyAny>) -> PyResult<Option<u6
     if value.is_none() { Ok(None) } else { count(field, value).map(Some) }
 }
 
+/// Texts in a list or tuple; one text alone is no list of its letters.
+fn words(field: &'static str, value: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
+    let refuse = || wrong(value.py(), field, "a list of texts", value);
+    if value.is_instance_of::<PyString>() {
+        Err(refuse())
+    } else {
+        value.extract().map_err(|_| refuse())
+    }
+}
+
 /// Overwrite the field called `name`; false when there is none.
 fn set(plan: &mut plan::Plan, name: &str, value: &Bound<'_, PyAny>) -> PyResult<bool> {
     match name {
@@ -89,6 +100,7 @@ fn set(plan: &mut plan::Plan, name: &str, value: &Bound<'_, PyAny>) -> PyResult<
             plan.two_pass_coverage_threshold = number("two_pass_coverage_threshold", value)?;
         }
         "memory_bytes" => plan.memory_bytes = optional("memory_bytes", value)?,
+        "reasons" => plan.reasons = words("reasons", value)?,
         _ => return Ok(false),
     }
     Ok(true)
@@ -150,8 +162,9 @@ impl Plan {
         // The alias first, so that the field's own name wins where both are given.
         for name in ["coverage_threshold"].into_iter().chain(FIELDS) {
             let Some(value) = look_up(source, name)? else { continue };
-            let required = matches!(name, "name" | "cpu_workers" | "use_memmap" | "use_gpu")
-                || name.ends_with("threshold");
+            let required =
+                matches!(name, "name" | "cpu_workers" | "use_memmap" | "use_gpu" | "reasons")
+                    || name.ends_with("threshold");
             if !(value.is_none() && required) {
                 set(&mut plan, name, &value)?;
             }
@@ -180,6 +193,7 @@ impl Plan {
         let threshold = plan.two_pass_coverage_threshold;
         fields.set_item("two_pass_coverage_threshold", threshold)?;
         fields.set_item("memory_bytes", plan.memory_bytes)?;
+        fields.set_item("reasons", &plan.reasons)?;
         Ok(fields)
     }
 
@@ -253,6 +267,11 @@ impl Plan {
     #[getter]
     fn memory_bytes(&self) -> Option<u64> {
         self.0.memory_bytes
+    }
+
+    #[getter]
+    fn reasons<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        PyTuple::new(py, &self.0.reasons)
     }
 
     fn __hash__(&self, py: Python<'_>) -> PyResult<u64> {

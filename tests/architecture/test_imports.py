@@ -61,18 +61,49 @@ def outsiders(modules: set[str]) -> set[str]:
     return {name.split(".")[0] for name in modules}
 
 
-def test_the_plan_is_arithmetic_on_values() -> None:
-    brought = reached("zmrs.plan", at_import=False)
-    assert not outsiders(brought) & {"astropy", "cupy", "numpy", "psutil", "scipy", "reproject"}
+HEAVY = {"astropy", "cupy", "numpy", "psutil", "scipy", "reproject", "click"}
+
+
+@pytest.mark.parametrize("module", ["zmrs.gpu_safety", "zmrs.memory", "zmrs.settings"])
+def test_the_plan_is_arithmetic_on_values(module: str) -> None:
+    brought = reached(module, at_import=False)
+    assert not outsiders(brought) & HEAVY
     assert {name for name in brought if name.startswith("zmrs")} <= {
-        "zmrs.plan", "zmrs._zmrs", "zmrs._zmrs.Plan", "zmrs.errors",
+        "zmrs.gpu_safety", "zmrs.memory", "zmrs.settings", "zmrs.errors",
     }  # fmt: skip
+
+
+def test_the_plan_knows_no_engine_but_its_own_class() -> None:
+    """Besides, it hands on the look at the machine, which is `zmrs.probe`'s."""
+    brought = {name for name in reached("zmrs.plan", at_import=True) if name.startswith("zmrs")}
+    assert {name.split(".")[1] for name in brought - {"zmrs"}} == {
+        "plan", "_zmrs", "errors", "gpu_safety", "limits", "memory", "probe", "settings",
+    }  # fmt: skip
+    assert {name for name in brought if name.startswith("zmrs._zmrs")} == {"zmrs._zmrs"}
+    assert not outsiders(reached("zmrs.plan", at_import=True)) & HEAVY
+
+
+TWO_PASS_CHOICE = {"parallel_plan_phase5", "fallback_plan"}
+
+
+def test_one_selector() -> None:
+    """Only `select_two_pass_plan` looks at the plans among which the Two-Pass's is chosen."""
+    for path in MODULES.values():
+        for function in ast.walk(ast.parse(path.read_text())):
+            if isinstance(function, ast.FunctionDef) and function.name != "select_two_pass_plan":
+                nodes = list(ast.walk(function))
+                words = {node.id for node in nodes if isinstance(node, ast.Name)}
+                words |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+                words |= {node.value for node in nodes if isinstance(node, ast.Constant)}
+                assert not words & TWO_PASS_CHOICE, f"{path}: {function.name}"
 
 
 # Rows: who; columns: whom it may not reach, however indirectly, when it runs.
 FORBIDDEN = {
     "zmrs.errors": ("zmrs.",),
-    "zmrs.probe": ("zmrs.", "astropy", "numpy"),
+    "zmrs.limits": ("zmrs.", "astropy", "numpy"),
+    "zmrs.probe": ("zmrs.plan", "zmrs.pipeline", "zmrs.cli", "zmrs._zmrs", "astropy", "numpy"),
+    "zmrs.forecast": ("zmrs.", "astropy", "numpy"),
     "zmrs.events": ("zmrs.pipeline", "zmrs.cli", "zmrs.io", "numpy", "astropy"),
     "zmrs.config": ("zmrs.pipeline", "zmrs.cli", "zmrs.io", "numpy", "astropy"),
     "zmrs.io.output": ("zmrs.pipeline", "zmrs.cli", "zmrs.scan", "zmrs.plan", "zmrs._zmrs"),
@@ -137,12 +168,13 @@ def test_only_the_border_knows_python() -> None:
 
 # Bytes of pixels: item sizes, or a shape times 2, 4 or 8.
 _BYTES = re.compile(
-    r"\bitemsize\b|\bnbytes\b|\bsizeof\b|\bgetsizeof\b"
+    r"\bitemsize\b|\bnbytes\b|\bgetsizeof\b|(?<!ctypes\.)\bsizeof\b"
     r"|\b(?:width|height|channels|planes|area|shape\[[01]\]|rows|columns)\s*\*\s*[248]\b"
     r"|(?<![\d.\w])[248]\s*\*\s*(?:width|height|channels|planes|area|rows|columns)\b"
 )
-# Where files are read and written their sizes matter; the simulator is no part of a job.
-_MAY_COUNT = ("io/output.py", "io/headers.py", "scan", "simulate", "report", "inputs.py")
+# Where files are read and written their sizes matter; the simulator is no part of a job; the rows of
+# a GPU chunk follow a rule that others made.
+_MAY_COUNT = ("gpu_safety.py", "io/output.py", "io/headers.py", "scan", "simulate", "report", "inputs.py")
 
 
 def test_one_memory_formula() -> None:

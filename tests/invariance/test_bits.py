@@ -23,7 +23,7 @@ from astropy.wcs import WCS
 import child
 import sky
 import zmrs
-from zmrs import probe
+from zmrs import limits
 from zmrs.config import COMBINES, KERNELS
 from zmrs.errors import BudgetError
 from zmrs.simulate import make_frame_wcs
@@ -144,7 +144,7 @@ def smallest_limit(**job: Any) -> int:
     A plan carries it, since ``memory=`` of the Python interface counts from the resident size.
     """
     with pytest.raises(BudgetError) as refusal:
-        make(**job, plan={"memory_bytes": probe.resident_bytes() + 1, "cpu_workers": 2})
+        make(**job, plan={"memory_bytes": limits.resident_bytes() + 1, "cpu_workers": 2})
     named = re.search(r"--memory (\d+)MiB", str(refusal.value))
     assert named, str(refusal.value)
     return int(named[1]) << 20

@@ -5,19 +5,16 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from zmrs import config as options_table
-from zmrs.cli.flags import job_options, options_from, talk_options
+from zmrs.cli.flags import job_options, option_flags, options_from, talk_options
 from zmrs.cli.talk import logging_to, progress_to
 from zmrs.errors import UsageError
 
-if TYPE_CHECKING:
-    from zmrs.pipeline import Prepared
-
-__all__ = ["config", "demo", "mosaic", "plan", "preview"]
+__all__ = ["config", "demo", "doctor", "mosaic", "plan", "preview"]
 
 _path = click.Path(path_type=Path)
 
@@ -77,28 +74,32 @@ def plan(
     **flags: Any,
 ) -> None:
     """Say what a mosaic would take, without reading a pixel."""
-    import tempfile  # noqa: PLC0415
-
     from zmrs.cli.foretell import as_dict, as_text  # noqa: PLC0415
     from zmrs.pipeline import prepare  # noqa: PLC0415
+    from zmrs.placing import scratch_folder  # noqa: PLC0415
 
     del debug, output
     logging_to(verbose=verbose, quiet=quiet, log_file=log_file)
     options = options_from(flags, config_file)
     with (
-        tempfile.TemporaryDirectory(prefix="zmrs-plan-", dir=options.scratch) as folder,
+        scratch_folder(options.scratch) as scratch,
         progress_to(progress, quiet=quiet) as listener,
     ):
+        prepared = prepare(inputs, options, scratch=scratch, listener=listener)
+        click.echo(json.dumps(as_dict(prepared), indent=2) if as_json else as_text(prepared))
 
-        def scratch() -> Path:
-            return Path(folder) / str(len(list(Path(folder).iterdir())))
 
-        prepared: Prepared = prepare(inputs, options, scratch=scratch, listener=listener)
-        scratch_bytes = sum(file.stat().st_size for file in Path(folder).iterdir())
-    if as_json:
-        click.echo(json.dumps(as_dict(prepared, scratch_bytes), indent=2))
-    else:
-        click.echo(as_text(prepared, scratch_bytes))
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON")
+@option_flags("memory", "threads")
+@click.option("--debug", is_flag=True, help="Show tracebacks")
+def doctor(as_json: bool, config_file: Path | None, debug: bool, **flags: Any) -> None:
+    """Show the machine, its limits, and the plan that they lead to."""
+    from zmrs.cli.doctor import as_dict, as_text, examine  # noqa: PLC0415
+
+    del debug
+    found = examine(options_from(flags, config_file))
+    click.echo(json.dumps(as_dict(found), indent=2) if as_json else as_text(found))
 
 
 @click.command()
@@ -148,8 +149,8 @@ def preview(mosaic_file: Path, output: Path | None, max_side: int, debug: bool) 
 def demo(output: Path, frames: int, memory: str | None, debug: bool) -> None:
     """Simulate a sky and make its mosaic."""
     from zmrs import simulate  # noqa: PLC0415
+    from zmrs.memory import parse_size  # noqa: PLC0415
     from zmrs.pipeline import make_mosaic  # noqa: PLC0415
-    from zmrs.plan import parse_size  # noqa: PLC0415
     from zmrs.report.preview import write_previews  # noqa: PLC0415
 
     del debug

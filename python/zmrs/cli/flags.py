@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from dataclasses import Field
 
-__all__ = ["job_options", "options_from", "talk_options"]
+__all__ = ["job_options", "option_flags", "options_from", "talk_options"]
 
 
 def _flag_of(option: Field[Any]) -> Callable[[Any], Any]:
@@ -36,15 +36,25 @@ def _flag_of(option: Field[Any]) -> Callable[[Any], Any]:
 
 def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command every option of the table and ``--config``."""
-    for option in reversed(fields(config.Options)):
-        command = _flag_of(option)(command)
-    return click.option(
-        "--config",
-        "config_file",
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        help="TOML file with options (zmrs config --dump shows one)",
-    )(command)
+    return option_flags(*config.option_names())(command)
+
+
+def option_flags(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command some options of the table and ``--config``."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(fields(config.Options)):
+            if option.name in names:
+                command = _flag_of(option)(command)
+        return click.option(
+            "--config",
+            "config_file",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="TOML file with options (zmrs config --dump shows one)",
+        )(command)
+
+    return decorate
 
 
 def talk_options(command: Callable[..., Any]) -> Callable[..., Any]:

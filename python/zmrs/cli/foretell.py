@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from zmrs.plan import REASONS
+
 if TYPE_CHECKING:
     from zmrs.pipeline import Prepared
 
 __all__ = ["as_dict", "as_text"]
 
-# From `make bench`, two threads, everything in the page cache: a forecast to plan the evening by,
-# not a promise.
-_SECONDS_PER_READ_BYTE = 0.7e-9
-_SECONDS_PER_WRITTEN_BYTE = 1.0e-9
 
-
-def as_dict(prepared: Prepared, scratch_bytes: int) -> dict[str, Any]:
+def as_dict(prepared: Prepared) -> dict[str, Any]:
     """The forecast as plain values, in the form that scripts rely on."""
     grid, layout = prepared.grid, prepared.layout
     return {
@@ -35,8 +32,8 @@ def as_dict(prepared: Prepared, scratch_bytes: int) -> dict[str, Any]:
         },
         "read_bytes": layout.read_bytes,
         "write_bytes": layout.write_bytes,
-        "scratch_bytes": scratch_bytes,
-        "time_s": round(_seconds(prepared), 2),
+        "scratch_bytes": prepared.scratch_bytes,
+        "time_s": round(prepared.forecast_s, 2),
         "inputs": {
             "used": len(prepared.placed),
             "left_out": [{"name": left.name, "reason": left.reason} for left in prepared.left_out],
@@ -44,18 +41,19 @@ def as_dict(prepared: Prepared, scratch_bytes: int) -> dict[str, Any]:
     }
 
 
-def as_text(prepared: Prepared, scratch_bytes: int) -> str:
+def as_text(prepared: Prepared) -> str:
     """The forecast for people."""
     layout, mib = prepared.layout, 2**20
     lines = [
         f"grid       {prepared.grid.description()}",
         f"inputs     {len(prepared.placed)} used, {len(prepared.left_out)} left out",
         f"plan       {prepared.plan.name} {prepared.plan.figures()}",
+        *(f"             {REASONS[reason]}" for reason in prepared.plan.reasons),
         f"bands      {layout.bands} of {layout.band_rows} rows, {layout.blocks} blocks",
         f"read       {layout.read_bytes / mib:.1f} MiB",
         f"write      {layout.write_bytes / mib:.1f} MiB",
-        f"scratch    {scratch_bytes / mib:.1f} MiB",
-        f"time       about {_seconds(prepared):.0f} s",
+        f"scratch    {prepared.scratch_bytes / mib:.1f} MiB",
+        f"time       about {prepared.forecast_s:.0f} s",
         f"memory     {layout.projected_bytes / mib:.1f} MiB of {prepared.allowed.bytes / mib:.1f}"
         f" MiB allowed ({prepared.allowed.reason})",
     ]
@@ -65,12 +63,3 @@ def as_text(prepared: Prepared, scratch_bytes: int) -> str:
         if size
     ]
     return "\n".join(lines)
-
-
-def _seconds(prepared: Prepared) -> float:
-    layout = prepared.layout
-    return (
-        sum(prepared.seconds.values())
-        + layout.read_bytes * _SECONDS_PER_READ_BYTE
-        + layout.write_bytes * _SECONDS_PER_WRITTEN_BYTE
-    )

@@ -95,7 +95,8 @@ fn run(job: &Job) -> u64 {
     let sink = MemorySink::new(EDGE, vec![&mut image, &mut coverage]);
     let ledger = Ledger::new(1 << 30);
     let (cancel, progress) = (CancelToken::default(), Progress::default());
-    let stats = run_pass(job, fitted.layout, &plan, &ledger, &sink, &cancel, &progress).unwrap();
+    let stats =
+        run_pass(job, fitted.layout, &fitted.plan, &ledger, &sink, &cancel, &progress).unwrap();
     stats.samples.iter().sum()
 }
 

@@ -11,6 +11,7 @@ const MIB: u64 = 1 << 20;
 /// Bytes in use against a limit, with their high-water mark. Shared by all threads of a job.
 #[derive(Debug)]
 pub struct Ledger {
+    above: Option<Arc<Ledger>>,
     limit: u64,
     used: AtomicU64,
     peak: AtomicU64,
@@ -19,16 +20,26 @@ pub struct Ledger {
 impl Ledger {
     /// A ledger that lends at most `limit` bytes at once.
     pub fn new(limit: u64) -> Arc<Self> {
-        Arc::new(Self { limit, used: AtomicU64::new(0), peak: AtomicU64::new(0) })
+        Self::below(None, limit)
+    }
+
+    /// A ledger for a part of what this one lends: at most `limit` bytes, which count here too.
+    pub fn part(self: &Arc<Self>, limit: u64) -> Arc<Self> {
+        Self::below(Some(Arc::clone(self)), limit)
+    }
+
+    fn below(above: Option<Arc<Self>>, limit: u64) -> Arc<Self> {
+        Arc::new(Self { above, limit, used: AtomicU64::new(0), peak: AtomicU64::new(0) })
     }
 
     /// Lend `bytes` until the lease is dropped, or refuse. Never blocks.
     pub fn reserve(self: &Arc<Self>, bytes: u64) -> Result<Lease> {
+        let above = self.above.as_ref().map(|above| above.reserve(bytes)).transpose()?;
         let grant = |used: u64| used.checked_add(bytes).filter(|&sum| sum <= self.limit);
         match self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grant) {
             Ok(before) => {
                 self.peak.fetch_max(before + bytes, Ordering::Relaxed);
-                Ok(Lease { ledger: Arc::clone(self), bytes })
+                Ok(Lease { ledger: Arc::clone(self), bytes, _above: above.map(Box::new) })
             }
             Err(used) => Err(Error::Budget(format!(
                 "a buffer of {bytes} bytes does not fit: {used} of {} bytes are in use",
@@ -54,6 +65,7 @@ impl Ledger {
 pub struct Lease {
     ledger: Arc<Ledger>,
     bytes: u64,
+    _above: Option<Box<Lease>>,
 }
 
 impl Drop for Lease {
@@ -179,6 +191,20 @@ mod tests {
         drop(all);
         assert_eq!(ledger.peak(), 100);
         assert!(ledger.reserve(u64::MAX).is_err());
+    }
+
+    #[test]
+    fn a_part_counts_in_the_whole() {
+        let whole = Ledger::new(100);
+        let part = whole.part(60);
+        assert!(part.reserve(61).is_err());
+        let other = whole.reserve(50).unwrap();
+        assert!(part.reserve(51).is_err());
+        let lease = part.reserve(50).unwrap();
+        assert!(whole.reserve(1).is_err());
+        drop((lease, other));
+        assert!(whole.reserve(100).is_ok());
+        assert_eq!((part.peak(), whole.peak()), (50, 100));
     }
 
     #[test]

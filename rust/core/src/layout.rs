@@ -10,7 +10,7 @@
 use std::collections::HashSet;
 
 use crate::budget::Projection;
-use crate::coadd::{COLUMNS, TileBuffers};
+use crate::coadd::{COLUMNS, ROWS, TileBuffers};
 use crate::geom::Rect;
 use crate::job::Job;
 use crate::parallel::STACK_BYTES;
@@ -23,6 +23,13 @@ use crate::{Error, Result};
 /// nothing, since rows that two bands share are kept (36 frames of 2048 × 2048: 128 to 256 rows
 /// take the same time, 64 and 512 a tenth more).
 const PREFERRED_ROWS: usize = 192;
+
+/// Rows of a band for each worker, so that none waits long for the last: two tasks.
+const ROWS_PER_WORKER: usize = 2 * ROWS;
+
+/// Workers take at most this part of the room that the process leaves: threads in excess would
+/// only wait for the rows that no longer fit.
+const WORKERS_PART: u64 = 4;
 
 /// Bands of fewer rows than this are avoided: by loading inputs one after the other, then by
 /// narrower blocks.
@@ -92,6 +99,8 @@ pub struct Traffic {
     pub read_bytes: u64,
     /// Bytes of pixels written in one pass.
     pub write_bytes: u64,
+    /// Samples of one pass at most: output pixels in the inputs' boxes, each channel by itself.
+    pub samples: u64,
 }
 
 /// What the steps of a layout need at their worst. Two are held at once, an even and an odd one.
@@ -204,6 +213,9 @@ impl Layout {
                 let kept = before.as_ref().and_then(|b| window.kept(&b.windows));
                 let kept = kept.map_or(0, |(_, rows)| (rows.end - rows.start) as u64);
                 let input = &job.inputs[window.input];
+                let served = Rect::new(window.out_x.clone(), step.rect.y0..step.rect.y1);
+                let area = served.intersect(&input.grid.rect()).area();
+                traffic.samples += (area * job.channels) as u64;
                 for source in std::iter::once(&input.image).chain(&input.weight_map) {
                     traffic.read_bytes += read_bytes(source, &window.rect, kept);
                 }
@@ -229,20 +241,21 @@ fn read_bytes(source: &Source, rect: &Rect, kept: u64) -> u64 {
 pub struct Fitted {
     /// How the output is cut.
     pub layout: Layout,
+    /// The plan as it will run: with the workers, rows and bytes of this layout.
+    pub plan: Plan,
     /// The worst moment, term by term.
     pub projection: Projection,
     /// The part of it that the pass does not lease itself.
     pub outside_bytes: u64,
-    /// Windows, running values and output rows: what the plan calls a chunk.
-    pub chunk_bytes: u64,
 }
 
 /// Cut the output into the tallest bands and the widest blocks that fit the plan's memory.
 ///
-/// `reserved` are terms that exist beside the engine's: the process itself, arrays of the caller.
-/// `held_bytes` are not counted by whoever set the limit; messages leave them out.
-/// `planning_peak_bytes` is what the process has held at most until now. Refuses with
-/// [`Error::Budget`], naming the smallest limit that works, before anything is allocated.
+/// The plan's workers, rows and chunk bytes are upper bounds. `reserved` are terms that exist
+/// beside the engine's: the process itself, arrays of the caller. `held_bytes` are not counted by
+/// whoever set the limit; messages leave them out. `planning_peak_bytes` is what the process has
+/// held at most until now. Refuses with [`Error::Budget`], naming the smallest limit that works,
+/// before anything is allocated.
 pub fn fit(
     job: &Job,
     plan: &Plan,
@@ -251,55 +264,97 @@ pub fn fit(
     planning_peak_bytes: u64,
 ) -> Result<Fitted> {
     job.validate()?;
-    let fixed = fixed_terms(job, plan, reserved);
-    let allowed = plan.memory_bytes.unwrap_or(u64::MAX);
-    let chunk = plan.max_chunk_bytes.unwrap_or(u64::MAX);
-    let workers = plan.cpu_workers * worker_bytes(job);
-    let available = allowed.saturating_sub(fixed.total().saturating_add(workers)).min(chunk);
+    let attempt = |workers: u64| {
+        let mut plan = plan.clone();
+        if workers < plan.cpu_workers {
+            plan.cpu_workers = workers;
+            plan.reasons.push("workers_memory".to_owned());
+        }
+        let fixed = fixed_terms(job, &plan, reserved);
+        Fitting { job, plan, fixed, held_bytes, planning_peak_bytes }.fit()
+    };
+    match attempt(affordable_workers(job, plan, reserved)) {
+        Err(Error::Budget(_)) => attempt(1),
+        done => done,
+    }
+}
 
-    let outside_bytes = fixed.total();
-    let project = |layout: Layout, windows: u64| {
-        let (running, output) = (layout.running_bytes(job), layout.output_bytes(job));
-        let mut projection = fixed.clone();
-        projection.add("workers", workers);
+/// Workers of the plan for whose buffers there is room.
+fn affordable_workers(job: &Job, plan: &Plan, reserved: &Projection) -> u64 {
+    let each = worker_bytes(job) + STACK_BYTES as u64;
+    let without = fixed_terms(job, &Plan { cpu_workers: 0, ..plan.clone() }, reserved);
+    let allowed = plan.memory_bytes.unwrap_or(u64::MAX);
+    let room = allowed.saturating_sub(without.total());
+    (room / WORKERS_PART / each).clamp(1, plan.cpu_workers)
+}
+
+/// One attempt to cut the output, with a given number of workers.
+struct Fitting<'a> {
+    job: &'a Job,
+    plan: Plan,
+    fixed: Projection,
+    held_bytes: u64,
+    planning_peak_bytes: u64,
+}
+
+impl Fitting<'_> {
+    fn fit(self) -> Result<Fitted> {
+        let (job, plan) = (self.job, &self.plan);
+        let allowed = plan.memory_bytes.unwrap_or(u64::MAX);
+        let chunk = plan.max_chunk_bytes.unwrap_or(u64::MAX);
+        let taken = self.fixed.total().saturating_add(self.workers_bytes());
+        let available = allowed.saturating_sub(taken).min(chunk);
+        let most_rows = plan.rows_per_chunk.map_or(job.height, |rows| rows as usize);
+        let most_rows = most_rows.clamp(1, job.height);
+        let preferred = match plan.rows_per_chunk {
+            Some(_) => most_rows,
+            None => PREFERRED_ROWS.max(ROWS_PER_WORKER * plan.cpu_workers as usize).min(most_rows),
+        };
+        if let Some((layout, need)) = choose(job, most_rows, preferred, available) {
+            let (projection, chunk_bytes) = self.project(layout, need.bytes());
+            if projection.total() > allowed {
+                return Err(projection.refusal(allowed, self.held_bytes));
+            }
+            let plan = Plan {
+                rows_per_chunk: Some(layout.band_rows as u64),
+                max_chunk_bytes: Some(chunk_bytes),
+                ..self.plan
+            };
+            return Ok(Fitted { layout, plan, projection, outside_bytes: self.fixed.total() });
+        }
+        let (least, chunk_bytes) = self.project(least_layout(job), least_window_bytes(job));
+        if least.total() <= allowed {
+            return Err(Error::Budget(format!(
+                "the plan's max_chunk_bytes of {chunk} bytes is too small: the smallest blocks take \
+                 {chunk_bytes} bytes"
+            )));
+        }
+        Err(least.refusal(allowed, self.held_bytes))
+    }
+
+    fn workers_bytes(&self) -> u64 {
+        self.plan.cpu_workers * worker_bytes(self.job)
+    }
+
+    /// The worst moment with this layout, and the part of it that the plan calls a chunk: windows,
+    /// running values and output rows.
+    fn project(&self, layout: Layout, windows: u64) -> (Projection, u64) {
+        let (running, output) = (layout.running_bytes(self.job), layout.output_bytes(self.job));
+        let mut projection = self.fixed.clone();
+        projection.add("workers", self.workers_bytes());
         projection.add("windows", windows);
         projection.add("running values", running);
         projection.add("output rows", output);
         // Planning may have taken more for a moment than the pass will.
-        let above = planning_peak_bytes.saturating_sub(projection.total());
+        let above = self.planning_peak_bytes.saturating_sub(projection.total());
         projection.add("planning", above);
-        let chunk_bytes = windows + running + output;
-        Fitted { layout, projection, outside_bytes, chunk_bytes }
-    };
-    let most_rows =
-        plan.rows_per_chunk.map_or(job.height, |rows| rows as usize).clamp(1, job.height);
-    if let Some((layout, need)) = choose(job, most_rows, available, plan.rows_per_chunk.is_some()) {
-        let fitted = project(layout, need.bytes());
-        if fitted.projection.total() > allowed {
-            return Err(fitted.projection.refusal(allowed, held_bytes));
-        }
-        return Ok(fitted);
+        (projection, windows + running + output)
     }
-    let least = project(least_layout(job), least_window_bytes(job));
-    if least.projection.total() <= allowed {
-        return Err(Error::Budget(format!(
-            "the plan's max_chunk_bytes of {chunk} bytes is too small: the smallest blocks take {} \
-             bytes",
-            least.chunk_bytes
-        )));
-    }
-    Err(least.projection.refusal(allowed, held_bytes))
 }
 
 /// The best layout within `available` bytes, if there is one.
-fn choose(
-    job: &Job,
-    most_rows: usize,
-    available: u64,
-    rows_are_given: bool,
-) -> Option<(Layout, Need)> {
+fn choose(job: &Job, most_rows: usize, preferred: usize, available: u64) -> Option<(Layout, Need)> {
     let least_rows = LEAST_ROWS.min(most_rows);
-    let preferred = if rows_are_given { most_rows } else { PREFERRED_ROWS.min(most_rows) };
     let at_once = tallest_at_once(job, preferred, available);
     let in_turn = |columns, least| tallest_in_turn(job, columns, most_rows, least, available);
     if let Some((layout, need)) = at_once

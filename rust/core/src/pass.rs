@@ -50,6 +50,8 @@ pub struct PassStats {
     pub workers: usize,
     /// Most bytes on loan from the ledger at once.
     pub ledger_peak: u64,
+    /// Most bytes of windows, running values and output rows at once.
+    pub chunk_peak: u64,
 }
 
 /// Make the mosaic of `job`, cut as `layout` says, with the resources of `plan`.
@@ -68,12 +70,13 @@ pub fn run_pass(
     let crew = (0..plan.cpu_workers).map(|_| Worker::new(job, ledger));
     let mut crew = crew.collect::<Result<Vec<_>>>()?;
     let need = layout.need(job);
-    let arena = |parity: usize| Arena::new(need.values[parity], need.exact[parity], ledger);
+    let chunk = &ledger.part(plan.max_chunk_bytes.unwrap_or(u64::MAX));
+    let arena = |parity: usize| Arena::new(need.values[parity], need.exact[parity], chunk);
     let (mut even, mut odd) = (arena(0)?, arena(1)?);
-    let spare = Band::new(job, layout, ledger)?;
+    let spare = Band::new(job, layout, chunk)?;
     let mut output = Output {
-        running: planes(job, layout.running_len(job), ledger)?,
-        band: Band::new(job, layout, ledger)?,
+        running: planes(job, layout.running_len(job), chunk)?,
+        band: Band::new(job, layout, chunk)?,
     };
 
     thread::scope(|scope| {
@@ -112,6 +115,7 @@ pub fn run_pass(
         files_opened: files.opened(),
         workers: crew.len(),
         ledger_peak: ledger.peak(),
+        chunk_peak: chunk.peak(),
     })
 }
 

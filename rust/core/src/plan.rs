@@ -34,6 +34,8 @@ pub struct Plan {
     pub two_pass_coverage_threshold: f64,
     /// Limit of the ledger; `None` = unlimited (a job always sets it).
     pub memory_bytes: Option<u64>,
+    /// Why the plan is as it is: short words in the order in which they applied.
+    pub reasons: Vec<String>,
 }
 
 impl Default for Plan {
@@ -50,6 +52,7 @@ impl Default for Plan {
             gpu_max_chunk_bytes: None,
             two_pass_coverage_threshold: 2.0,
             memory_bytes: None,
+            reasons: Vec::new(),
         }
     }
 }

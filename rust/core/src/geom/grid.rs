@@ -176,6 +176,12 @@ impl CoordGrid {
         self.spacing
     }
 
+    /// Bytes of the file of exact records.
+    pub fn scratch_bytes(&self) -> u64 {
+        let record = self.spacing * self.spacing * size_of::<[f64; 2]>();
+        self.exact.as_ref().map_or(0, |exact| exact.bounds.len() * record) as u64
+    }
+
     /// Records of the exact cells, if there are any.
     pub fn exact(&self) -> Option<&ExactCells> {
         self.exact.as_ref()
