@@ -11,7 +11,7 @@ argument ``reference`` of a function brings these back, for comparison:
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from zmrs.settings import flag, known, number, setting
 
@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 _MIB = 1 << 20
+_MOST_MIB = 1 << 32
 
 _VENDORS = {
     "nvidia": ("nvidia", "geforce", "quadro", "rtx"),
@@ -151,6 +152,18 @@ def _judged(context: GpuContext, *, is_asked: bool) -> GpuContext:
     if context.gpu_vendor == "unknown" and context.gpu_available:
         reasons.append("unknown_gpu_vendor")
     return replace(context, safe_mode=safe_mode).because(*reasons)
+
+
+@overload
+def apply_gpu_safety(
+    plan: Plan, caps: Any, config: Any = ..., operation: str = ..., *, reference: bool = ...
+) -> tuple[Plan, GpuContext]: ...
+
+
+@overload
+def apply_gpu_safety(
+    plan: None, caps: Any, config: Any = ..., operation: str = ..., *, reference: bool = ...
+) -> tuple[None, GpuContext]: ...
 
 
 def apply_gpu_safety(
@@ -314,8 +327,8 @@ def phase5_vram_budget(
     fraction = _fraction(config, is_on_mains and not is_careful, is_hybrid)
 
     reasons: list[str] = []
-    reserve = int(number(config, "phase5_vram_reserve_mb", 1024, 0) * _MIB)
-    hard_cap = int(number(config, "phase5_vram_hard_cap_mb", 0, 0) * _MIB) or None
+    reserve = int(number(config, "phase5_vram_reserve_mb", 1024, 0, _MOST_MIB) * _MIB)
+    hard_cap = int(number(config, "phase5_vram_hard_cap_mb", 0, 0, _MOST_MIB) * _MIB) or None
     ui_cap = int(number(config, "phase5_chunk_mb", 0, 0, _MANUAL_MIB[1]) * _MIB) or None
     if not reference:
         ui_cap = None

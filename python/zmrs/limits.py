@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = [
+    "AVAILABLE",
     "MemoryLimit",
     "available_bytes",
     "memory_limits",
@@ -25,8 +26,14 @@ __all__ = [
     "usable_processors",
 ]
 
+AVAILABLE = "available memory"
+"""The source of the one limit that nobody imposes: what other processes leave."""
+
 _HUGE_BYTES = 1 << 60
 """Figures above this mean "no limit" (cgroup v1 writes 2^63 rounded to pages)."""
+
+_PROC = Path("/proc")
+_CGROUPS = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,7 @@ def memory_limits() -> list[MemoryLimit]:
     limits = []
     available = available_bytes()
     if available is not None:
-        limits.append(MemoryLimit("available memory", available + here))
+        limits.append(MemoryLimit(AVAILABLE, available + here))
     limits += _cgroup_limits()
     headroom = _address_space_headroom()
     if headroom is not None:
@@ -95,10 +102,10 @@ def memory_limits() -> list[MemoryLimit]:
     if commit is not None:
         limits.append(MemoryLimit("commit limit of Windows", here + commit, is_hard=True))
     for name in ("SLURM_MEM_PER_NODE", "SLURM_MEM_PER_CPU"):
-        value = os.environ.get(name, "")
-        if value.isdigit() and int(value) > 0:
-            count = usable_processors() if name.endswith("CPU") else 1
-            limits.append(MemoryLimit(f"{name} of the batch system", (int(value) << 20) * count))
+        count = _granted_processors() if name.endswith("CPU") else 1
+        granted = (_environment_int(name) << 20) * count
+        if 0 < granted < _HUGE_BYTES:
+            limits.append(MemoryLimit(f"{name} of the batch system", granted))
     return limits
 
 
@@ -116,6 +123,12 @@ def usable_processors() -> int:
     return max(1, min([count, *_cpu_quotas()]))
 
 
+def _granted_processors() -> int:
+    """Those for which the batch system grants memory."""
+    usable = usable_processors()
+    return min(usable, _environment_int("SLURM_CPUS_ON_NODE") or usable)
+
+
 def total_bytes() -> int | None:
     """Physical memory of the machine."""
     return _meminfo_bytes("MemTotal") or _psutil_bytes("total")
@@ -128,11 +141,11 @@ def available_bytes() -> int | None:
 
 def _status_bytes(field: str) -> int | None:
     """A figure of /proc/self/status, in bytes."""
-    return _kib_line(Path("/proc/self/status"), field)
+    return _kib_line(_PROC / "self/status", field)
 
 
 def _meminfo_bytes(field: str) -> int | None:
-    return _kib_line(Path("/proc/meminfo"), field)
+    return _kib_line(_PROC / "meminfo", field)
 
 
 def _kib_line(path: Path, field: str) -> int | None:
@@ -163,22 +176,28 @@ def _read_int(path: Path) -> int | None:
         return None
 
 
+def _environment_int(name: str) -> int:
+    """A positive number of the environment; 0 for anything else."""
+    try:
+        return max(int(os.environ.get(name, "")), 0)
+    except ValueError:
+        return 0
+
+
 def _cgroup_folders(controller: str) -> Iterator[tuple[Path, bool]]:
     """Folders of this process's cgroup and of its parents, and whether they are of version 2."""
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = (_PROC / "self/cgroup").read_text(errors="surrogateescape").splitlines()
     except OSError:
         return
-    root = Path("/sys/fs/cgroup")
     for line in lines:
-        _, controllers, path = line.split(":", 2)
-        is_v2 = controllers == ""
-        if is_v2:
-            mounts = [root, root / "unified"]
-        elif controller in controllers.split(","):
-            mounts = [root / controller, root / controllers]
-        else:
-            continue
+        match line.split(":", 2):
+            case [_, "", path]:
+                is_v2, mounts = True, [_CGROUPS, _CGROUPS / "unified"]
+            case [_, controllers, path] if controller in controllers.split(","):
+                is_v2, mounts = False, [_CGROUPS / controller, _CGROUPS / controllers]
+            case _:
+                continue
         parts = Path(path.lstrip("/")).parts
         for mount in dict.fromkeys(mounts):
             for depth in range(len(parts), -1, -1):
@@ -222,7 +241,7 @@ def _cpu_quotas() -> list[int]:
                 _read_int(folder / "cpu.cfs_period_us") or 0,
             )
         if min(shares) > 0:
-            quotas.append(max(1, round(shares[0] / shares[1])))
+            quotas.append(max(1, (2 * shares[0] + shares[1]) // (2 * shares[1])))
     return quotas
 
 

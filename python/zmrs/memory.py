@@ -101,6 +101,6 @@ def allowance(
         return Allowance((1 << 30) + held_bytes, words, held_bytes, "memory_limits_unknown")
     share = AUTO_FRACTION if asked is None else asked
     # What the process holds already would count against its own share otherwise.
-    size = held_bytes + int((least.room_bytes - held_bytes) * share)
+    size = max(held_bytes + int((least.room_bytes - held_bytes) * share), 1)
     code = "memory_automatic" if asked is None else "memory_asked"
     return Allowance(size, f"{share:.0%} of the {least.source}", held_bytes, code)

@@ -129,8 +129,9 @@ def auto_tune_plan(
         Of one image.
     config
         Object or mapping with ``parallel_autotune_enabled`` (True), ``parallel_target_cpu_load``
-        (0.95), ``parallel_target_ram_fraction`` (0.90), ``parallel_gpu_vram_fraction`` (0.80) and
-        ``parallel_max_cpu_workers`` (0, no limit); None is all defaults.
+        (0.95), ``parallel_target_ram_fraction`` (0.90), ``parallel_gpu_vram_fraction`` (0.80),
+        ``parallel_max_cpu_workers`` (0, no limit), and ``threads``, the workers that the user wants
+        in any case; None is all defaults.
     caps
         The machine; everything may be unknown.
     reference
@@ -190,6 +191,9 @@ class _Tuner:
         return flag(self.config, "parallel_autotune_enabled", True)
 
     def _workers(self) -> tuple[int, list[str]]:
+        asked = known(self.config, "threads")
+        if asked is not None:
+            return min(asked, _MOST_COUNT), ["workers_asked"]
         logical = known(self.caps, "cpu_logical_cores")
         reasons = [] if logical else ["processors_unknown"]
         workers = logical = min(logical or 1, _MOST_COUNT)
@@ -267,11 +271,11 @@ def global_plan(
     """
     allowed = allowed or _allowance(config, caps)
     tuner = _Tuner(config, caps, most_bytes=allowed.bytes)
-    plan = _as_asked(tuner.plan("global", shape, n_frames, _BYTES_PER_PIXEL), config)
+    plan = tuner.plan("global", shape, n_frames, _BYTES_PER_PIXEL)
     if not has_gpu_backend:
         return within_memory(on_cpu(plan, "cpu_only"), allowed)
     safe, context = apply_gpu_safety(plan, caps, config, "global")
-    assert safe is not None
+    safe = _within_image(safe, (shape or (0, 0))[0])
     return within_memory(_because(safe, *context.reasons), allowed)
 
 
@@ -347,9 +351,8 @@ def phase5_plan(
     n_inputs = inputs if isinstance(inputs, int) else len(inputs)
     tuner = _Tuner(config, caps, most_bytes=allowed.bytes)
     plan = tuner.plan("phase5", (height, width), n_inputs, _BYTES_PER_PIXEL)
-    plan = _as_asked(plan, config)
     if has_gpu_backend:
-        plan = _gpu_share(plan, caps, config, width, n_inputs)
+        plan = _gpu_share(plan, caps, config, (height, width), n_inputs)
     else:
         plan = on_cpu(plan, "cpu_only")
     if fit is None:
@@ -358,19 +361,25 @@ def phase5_plan(
     return fit(within_memory(plan, allowed).replace(rows_per_chunk=None, max_chunk_bytes=None))
 
 
-def _gpu_share(plan: Plan, caps: Any, config: Any, width: int, n_inputs: int) -> Plan:
+def _gpu_share(plan: Plan, caps: Any, config: Any, shape: tuple[int, int], n_inputs: int) -> Plan:
     """What the plan may take of the GPU, after safety, budget and all."""
     safe, context = apply_gpu_safety(plan, caps, config, "phase5")
-    assert safe is not None
     requested = setting(config, "gpu") != "off" and flag(config, "use_gpu_phase5", True)
     is_used, decided = effective_gpu(safe, context, config, requested=requested)
     if not is_used:
         return on_cpu(safe, *context.reasons, *decided)
     budget = phase5_vram_budget(config, context, plan_cap_bytes=safe.gpu_max_chunk_bytes)
     sized = safe.replace(use_gpu=True, gpu_max_chunk_bytes=budget.bytes)
-    bumped = bump_gpu_rows(sized, context, width, n_inputs)
+    bumped = bump_gpu_rows(sized, context, shape[1], n_inputs)
     more = ("gpu_rows_bumped",) if bumped != sized else ()
-    return _because(bumped, *context.reasons, *decided, *budget.reasons, *more)
+    final = _within_image(bumped, shape[0])
+    return _because(final, *context.reasons, *decided, *budget.reasons, *more)
+
+
+def _within_image(plan: Plan, height: int) -> Plan:
+    """No more GPU rows than there are: the clamps only know how few are too few."""
+    rows = plan.gpu_rows_per_chunk
+    return plan.replace(gpu_rows_per_chunk=height) if rows and 0 < height < rows else plan
 
 
 def on_cpu(plan: Plan, *reasons: str) -> Plan:
@@ -381,15 +390,6 @@ def on_cpu(plan: Plan, *reasons: str) -> Plan:
 
 def _because(plan: Plan, *reasons: str) -> Plan:
     return plan.replace(reasons=tuple(dict.fromkeys(plan.reasons + reasons)))
-
-
-def _as_asked(plan: Plan, config: Any) -> Plan:
-    """The plan with the workers that the user wants."""
-    threads = known(config, "threads")
-    if threads is None:
-        return plan
-    kept = [reason for reason in plan.reasons if not reason.startswith(("workers_", "processors_"))]
-    return plan.replace(cpu_workers=min(threads, _MOST_COUNT), reasons=[*kept, "workers_asked"])
 
 
 def _allowance(config: Any, caps: Any) -> Allowance:

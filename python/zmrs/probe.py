@@ -96,7 +96,7 @@ def detect_capabilities(*, gpu: bool = True) -> Capabilities:
         ram_total_bytes=_least(
             _quietly(limits.total_bytes),
             # The limits are on this process; what is available is one of them, but no total.
-            *(limit.bytes for limit in known if limit.is_hard),
+            *(limit.bytes for limit in known if limit.source != limits.AVAILABLE),
         ),
         ram_available_bytes=_available_bytes(known),
         limits=known,
@@ -113,7 +113,7 @@ def detect_capabilities(*, gpu: bool = True) -> Capabilities:
         on_battery=plugged is False,
         is_hybrid_graphics=_quietly(_is_hybrid),
         gpu_safe_mode=os.environ.get("ZMRS_GPU_SAFE_MODE", "") not in ("", "0"),
-        **_gpu(),
+        **(_quietly(_gpu) or {"gpu_note": "CuPy fails"}),
     )
 
 

@@ -47,7 +47,7 @@ def flag(source: Any, name: str, default: bool) -> bool:
 
 
 def known(source: Any, name: str) -> int | None:
-    """A count or a size above 0; None where it is unknown."""
+    """A count or a size above 0, at most 2^53, which is beyond any machine; None if unknown."""
     value = setting(source, name)
     if value is None or isinstance(value, bool | str | bytes):
         return None
@@ -55,4 +55,4 @@ def known(source: Any, name: str) -> int | None:
         whole = int(value)
     except (TypeError, ValueError, OverflowError):
         return None
-    return whole if whole > 0 else None
+    return min(whole, 1 << 53) if whole > 0 else None

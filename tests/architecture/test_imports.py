@@ -172,9 +172,17 @@ _BYTES = re.compile(
     r"|\b(?:width|height|channels|planes|area|shape\[[01]\]|rows|columns)\s*\*\s*[248]\b"
     r"|(?<![\d.\w])[248]\s*\*\s*(?:width|height|channels|planes|area|rows|columns)\b"
 )
-# Where files are read and written their sizes matter; the simulator is no part of a job; the rows of
-# a GPU chunk follow a rule that others made.
-_MAY_COUNT = ("gpu_safety.py", "io/output.py", "io/headers.py", "scan", "simulate", "report", "inputs.py")
+# Where files are read and written their sizes matter; the simulator is no part of a job; the rows
+# of a GPU chunk follow a rule that others made.
+_MAY_COUNT = (
+    "gpu_safety.py",
+    "io/output.py",
+    "io/headers.py",
+    "scan",
+    "simulate",
+    "report",
+    "inputs.py",
+)
 
 
 def test_one_memory_formula() -> None:

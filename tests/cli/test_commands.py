@@ -119,7 +119,11 @@ def test_the_cards(made: Path) -> None:
     assert "INSTRUME" not in header, "the inputs disagree"
     assert header["MJD-OBS"] == pytest.approx(61041.8333333, abs=1e-6)
     assert 10 < header["ZMPEAK"] <= header["ZMMEM"]
-    assert re.match(r"phase5 workers=2 rows=\d+ chunk=[\d.]+MiB gpu=off", header["ZMPLAN"])
+    assert re.fullmatch(
+        r"phase5 cpu_workers=2 use_gpu=False max_chunk_mb=[\d.]+ gpu_max_chunk_mb=- rows=\d+ "
+        r"gpu_rows=- memory_mb=300\.00 reasons=workers_asked,cpu_only,memory_asked",
+        header["ZMPLAN"],
+    )
 
 
 def test_a_colour_mosaic(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import resource
 import shutil
@@ -26,7 +25,9 @@ import pytest
 from astropy.io import fits
 
 import sky
+from cgroups import confined
 from child import MIB, Outcome, clean_env, run, run_code, run_witnessed
+from zmrs.memory import AUTO_FRACTION
 from zmrs.simulate import dither_pattern
 
 pytestmark = [
@@ -181,75 +182,39 @@ def test_the_automatic_limit(tiles_36: Path, work: Path) -> None:
 # ---------------------------------------------------------------------- limits of the system
 
 
-def own_memory_cgroup() -> Path:
-    """The folder of this process's memory cgroup (version 1 or 2)."""
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        if "memory" in controllers.split(","):
-            root = Path("/sys/fs/cgroup/memory")
-        elif controllers == "":
-            root = Path("/sys/fs/cgroup")
-        else:
-            continue
-        for folder in (root / path.lstrip("/"), root):
-            if (folder / "cgroup.procs").exists() and list(folder.glob("memory.*")):
-                return folder
-    pytest.fail("NOT TESTED: this machine has no memory cgroups")
-
-
-@pytest.fixture
-def cgroup() -> Iterator[Callable[[int], Path]]:
-    """Makes a memory cgroup with a limit."""
-    folder = own_memory_cgroup() / f"zmrs-test-{os.getpid()}"
-
-    def make(limit: int) -> Path:
-        try:
-            folder.mkdir()
-            name = "memory.limit_in_bytes"
-            if not (folder / name).exists():
-                name = "memory.max"
-            (folder / name).write_text(str(limit))
-        except OSError as error:
-            pytest.fail(f"NOT TESTED: no memory cgroup can be made here ({error})")
-        return folder
-
-    yield make
-    if folder.exists():
-        deadline = time.monotonic() + 5
-        while True:
-            try:
-                folder.rmdir()
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.05)
-
-
 @pytest.mark.parametrize("limit_mib", [128, 256])
-def test_inside_a_cgroup_of_that_size(
-    limit_mib: int, tiles_36: Path, work: Path, cgroup: Callable[[int], Path]
-) -> None:
+def test_inside_a_cgroup_of_that_size(limit_mib: int, tiles_36: Path, work: Path) -> None:
     """Dirty pages of the output count there too; the kernel would kill us."""
-    group = cgroup(limit_mib * MIB)
-
-    def enter() -> None:
-        (group / "cgroup.procs").write_text(str(os.getpid()))
-
-    case = mosaic(tiles_36, work, "--memory", f"{limit_mib}MiB", preexec_fn=enter)
+    with confined(limit_mib * MIB) as enter:
+        case = mosaic(tiles_36, work, "--memory", f"{limit_mib}MiB", preexec_fn=enter)
     case.assert_kept(f"36 tiles, cgroup of {limit_mib} MiB", limit_mib)
 
 
-def test_a_cgroup_is_noticed(tiles_36: Path, work: Path, cgroup: Callable[[int], Path]) -> None:
-    group = cgroup(300 * MIB)
-
-    def enter() -> None:
-        (group / "cgroup.procs").write_text(str(os.getpid()))
-
-    case = mosaic(tiles_36, work, preexec_fn=enter)
+def test_a_cgroup_is_noticed(tiles_36: Path, work: Path) -> None:
+    with confined(300 * MIB) as enter:
+        case = mosaic(tiles_36, work, preexec_fn=enter)
     case.assert_kept("36 tiles, automatic in a cgroup of 300 MiB")
     assert case.allowed_bytes == 180 * MIB
     assert "cgroup" in case.outcome.err
+
+
+def test_a_laptop_of_512_mib_and_one_processor(tiles_36: Path, work: Path) -> None:
+    """The doctor sees it, and a mosaic without any option ends inside it."""
+    with confined(512 * MIB, processors=1) as enter:
+        report = json.loads(run("doctor", "--json", preexec_fn=enter).out)
+        case = mosaic(tiles_36, work, preexec_fn=enter)
+    assert {"source": "cgroup memory limit", "bytes": 512 * MIB, "others_bytes": 0} in report[
+        "limits"
+    ]
+    found = report["capabilities"]
+    assert (found["cpu_logical_cores"], found["cpu_cores"]) == (1, 1)
+    assert found["ram_total_bytes"] == 512 * MIB
+    assert found["ram_available_bytes"] < 512 * MIB
+    assert report["plan"]["cpu_workers"] == 1
+    assert report["plan"]["memory_bytes"] == int(512 * MIB * AUTO_FRACTION)
+    case.assert_kept("36 tiles, cgroup of 512 MiB and one processor")
+    assert case.workers == 1
+    assert case.allowed_bytes == report["plan"]["memory_bytes"]
 
 
 def address_space(limit: int) -> Callable[[], None]:
@@ -262,6 +227,17 @@ def test_under_ulimit_v(words: tuple[str, ...], limit_mib: int, tiles_36: Path, 
     """Also when more is asked for than there is: an allocation that fails would end the process."""
     case = mosaic(tiles_36, work, *words, preexec_fn=address_space(limit_mib * MIB))
     case.assert_kept(f"36 tiles, ulimit -v {limit_mib} MiB, {' '.join(words) or 'automatic'}")
+
+
+def test_the_doctor_under_ulimit_v(tiles_36: Path, work: Path) -> None:
+    enter = address_space(1024 * MIB)
+    report = json.loads(run("doctor", "--json", preexec_fn=enter).out)
+    (limit,) = [one["bytes"] for one in report["limits"] if "ulimit -v" in one["source"]]
+    assert 700 * MIB < limit < 1024 * MIB, "what is mapped already is not resident"
+    assert report["capabilities"]["ram_total_bytes"] == limit
+    assert report["plan"]["memory_bytes"] == int(limit * AUTO_FRACTION)
+    case = mosaic(tiles_36, work, preexec_fn=enter)
+    case.assert_kept("36 tiles, ulimit -v 1 GiB, no options")
 
 
 # ---------------------------------------------------------------------------------- refusals
@@ -400,11 +376,9 @@ def test_no_chunk_is_larger_than_planned(chunk_mib: int, tiles_36: Path, work: P
     (work / "out.fits").unlink()
     assert done.status == 0, done.err
     stats = json.loads(done.out)
-    chunk = stats["plan"]["max_chunk_bytes"]
-    assert chunk <= chunk_mib * MIB
-    # What was leased besides the chunk is in the other terms of the projection.
-    others = stats["projected_bytes"] - chunk
-    assert stats["leased_peak_bytes"] - others <= chunk_mib * MIB
+    assert stats["chunk_peak_bytes"] <= stats["plan"]["max_chunk_bytes"] <= chunk_mib * MIB
+    assert stats["chunk_peak_bytes"] > chunk_mib * MIB / 4, "the engine used what it may"
+    assert stats["leased_peak_bytes"] <= stats["projected_bytes"]
 
 
 # ------------------------------------------------------------------------- the Python interface

@@ -1,0 +1,160 @@
+"""One plan: what is foretold, logged, written, returned and used is the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from astropy.io import fits
+
+import zmrs
+from child import MIB, run, run_code, run_witnessed
+from sky import constant_frames, write_image
+from zmrs.plan import REASONS, Plan, describe
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("frames")
+    for number, (image, wcs) in enumerate(constant_frames([1.0, 2.0, 4.0], (300, 200))):
+        write_image(folder / f"{number}.fits", image, wcs)
+    return folder
+
+
+CASES: list[tuple[str, ...]] = [
+    ("--memory", "300MiB", "--threads", "2"),
+    ("--memory", "300MiB", "--threads", "1", "--kernel", "lanczos3"),
+    (),
+]
+
+
+@pytest.mark.parametrize("words", CASES, ids=" ".join)
+def test_one_plan(words: tuple[str, ...], frames: Path, tmp_path: Path) -> None:
+    out, log = tmp_path / "out.fits", tmp_path / "log"
+    told = run("plan", frames, "--json", *words)
+    foretold = Plan(**json.loads(told.out)["plan"])
+    done = run_witnessed(tmp_path / "stats", "mosaic", frames, "-o", out, "--log-file", log, *words)
+    assert done.status == 0, done.err
+    header = fits.getheader(out)
+    line = header["ZMPLAN"]
+    (logged,) = [text for text in done.err.splitlines() if text.startswith("plan=")]
+    assert logged.startswith(f"plan={line} (memory: ")
+    assert f"INFO {logged}" in log.read_text()
+    # What is free changes from one process to the next.
+    if not words:
+        foretold = foretold.replace(memory_bytes=round(header["ZMMEM"] * MIB))
+        line, foretold_line = (text.split("memory_mb=")[0] for text in (line, describe(foretold)))
+        assert line == foretold_line
+    else:
+        assert line == describe(foretold)
+    # The engine's own counts.
+    assert done.stats["workers"] == foretold.cpu_workers
+    assert done.stats["bands"] == -(-header["NAXIS2"] // (foretold.rows_per_chunk or 0))
+    assert done.stats["chunk_peak_bytes"] == foretold.max_chunk_bytes
+    assert done.stats["leased_peak_bytes"] <= done.stats["allowed_bytes"]
+
+
+def test_the_plan_of_a_result(frames: Path, tmp_path: Path) -> None:
+    result = zmrs.mosaic(frames, tmp_path / "out.fits", memory="200MiB", threads=2)
+    assert fits.getheader(tmp_path / "out.fits")["ZMPLAN"] == describe(result.plan)
+    assert result.plan.reasons == ("workers_asked", "cpu_only", "memory_asked")
+    assert set(result.plan.reasons) <= set(REASONS)
+    assert result.plan.memory_bytes == result.stats["allowed_bytes"]
+    assert result.plan.max_chunk_bytes == result.stats["chunk_peak_bytes"]
+    assert result.plan.cpu_workers == result.stats["workers"]
+
+
+def test_a_plan_that_is_given_is_kept(frames: Path) -> None:
+    given = {
+        "name": "night", "cpu_workers": 1, "rows_per_chunk": 7, "use_gpu": True, "colour": "red",
+        "memory_bytes": 2**31, "gpu_max_chunk_bytes": 5,
+    }  # fmt: skip
+    result = zmrs.mosaic(frames, plan=given)
+    plan = result.plan
+    assert (plan.name, plan.cpu_workers, plan.rows_per_chunk) == ("night", 1, 7)
+    assert plan.memory_bytes == 2**31
+    # What is logged is what runs: no GPU.
+    assert (plan.use_gpu, plan.gpu_max_chunk_bytes) == (False, None)
+    assert plan.reasons == ("cpu_only", "memory_planned")
+    other = zmrs.mosaic(frames, threads=3)
+    assert np.array_equal(result.data, other.data, equal_nan=True)
+
+
+def test_the_forecast_is_judged(frames: Path) -> None:
+    stats = zmrs.mosaic(frames).stats
+    assert stats["forecast_s"] > 0
+    assert stats["forecast_ratio"] == stats["seconds"]["total"] / stats["forecast_s"]
+
+
+def test_workers_that_there_is_no_room_for(frames: Path, tmp_path: Path) -> None:
+    """Asked for 300 of them in a small memory, the job runs with fewer, and says so."""
+    out = tmp_path / "out.fits"
+    done = run_witnessed(
+        tmp_path / "stats", "mosaic", frames, "-o", out, "--threads", 300, "--memory", "200MiB"
+    )
+    assert done.status == 0, done.err
+    assert 1 <= done.stats["workers"] < 100
+    assert "workers_memory" in fits.getheader(out)["ZMPLAN"]
+    assert done.stats["hwm_bytes"] <= done.stats["projected_bytes"] <= 200 * MIB
+
+
+# -------------------------------------------------------------------------------- the doctor
+
+
+def doctor(*words: str, **more: Any) -> dict[str, Any]:
+    done = run("doctor", "--json", *words, **more)
+    assert (done.status, done.err) == (0, "")
+    report: dict[str, Any] = json.loads(done.out)
+    return report
+
+
+def test_the_doctor() -> None:
+    report = doctor()
+    assert list(report) == ["version", "build", "capabilities", "limits", "gpu", "plan"]
+    assert report["version"] == zmrs.__version__
+    assert report["capabilities"]["cpu_logical_cores"] >= 1
+    plan = Plan(**report["plan"])
+    assert plan.name == "global"
+    assert plan.memory_bytes is not None
+    assert all(limit["bytes"] > plan.memory_bytes for limit in report["limits"])
+    assert set(plan.reasons) | set(report["gpu"]["reasons"]) <= set(REASONS)
+    text = run("doctor").out
+    for reason in (*plan.reasons, *report["gpu"]["reasons"]):
+        assert REASONS[reason] in text
+
+
+def test_the_doctor_listens(tmp_path: Path) -> None:
+    assert doctor("--memory", "300MiB", "--threads", "7")["plan"] | {"reasons": []} == Plan(
+        name="global", cpu_workers=7, memory_bytes=300 * MIB, max_chunk_bytes=300 * MIB // 7,
+    ).to_dict()  # fmt: skip
+    file = tmp_path / "zmrs.toml"
+    file.write_text('memory = "400MiB"\n')
+    assert doctor("--config", str(file))["plan"]["memory_bytes"] == 400 * MIB
+
+
+_WITHOUT_ANYTHING = """
+import builtins, pathlib, sys
+real = builtins.__import__
+def gone(*args, **more):
+    raise OSError("no such thing on this machine")
+def narrow(name, *args, **more):
+    if name.split(".")[0] in ("psutil", "cupy", "resource"):
+        raise ImportError(name)
+    return real(name, *args, **more)
+builtins.__import__ = narrow
+pathlib.Path.read_text = gone
+import os
+os.sched_getaffinity = gone
+os.cpu_count = lambda: None
+from zmrs import cli
+cli.run(["doctor"])
+"""
+
+
+def test_the_doctor_of_a_machine_that_says_nothing() -> None:
+    done = run_code(_WITHOUT_ANYTHING)
+    assert done.status == 0, done.err
+    assert REASONS["memory_limits_unknown"] in done.out

@@ -1,0 +1,311 @@
+"""What a plan may take of a GPU: rules kept, faults repaired, and the one choice of a plan."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from zmrs.gpu_safety import (
+    GpuContext,
+    apply_gpu_safety,
+    effective_gpu,
+    gpu_context,
+    phase5_vram_budget,
+    vendor_of,
+)
+from zmrs.limits import MemoryLimit
+from zmrs.plan import (
+    Plan,
+    auto_tune_plan,
+    describe,
+    global_plan,
+    phase5_plan,
+    select_two_pass_plan,
+)
+from zmrs.probe import Capabilities
+
+MIB, GIB = 1 << 20, 1 << 30
+
+DESKTOP = Capabilities(
+    system="linux",
+    cpu_logical_cores=16,
+    ram_total_bytes=32 * GIB,
+    ram_available_bytes=24 * GIB,
+    limits=(MemoryLimit("available memory", 24 * GIB),),
+    gpu_available=True,
+    gpu_name="NVIDIA GeForce RTX 3060",
+    gpu_vram_total_bytes=8 * GIB,
+    gpu_vram_free_bytes=6 * GIB,
+    has_battery=False,
+)
+LAPTOP = replace(
+    DESKTOP, system="windows", has_battery=True, power_plugged=True, is_hybrid_graphics=True
+)
+UNPLUGGED = replace(LAPTOP, power_plugged=False, on_battery=True)
+GPU_PLAN = Plan(use_gpu=True, gpu_max_chunk_bytes=GIB, gpu_rows_per_chunk=512)
+
+
+def budget_mib(config: Any, caps: Capabilities, **more: Any) -> float:
+    context = gpu_context(caps, reference=more.get("reference", False))
+    return phase5_vram_budget(config, context, **more).bytes / MIB
+
+
+# ------------------------------------------------------------------------------- repaired faults
+
+
+def test_a_size_for_manual_chunks_does_not_bind_automatic_ones() -> None:
+    shipped = {"phase5_chunk_mb": 128}
+    assert budget_mib(shipped, LAPTOP, reference=True) == 128
+    assert budget_mib(shipped, LAPTOP) == budget_mib({}, LAPTOP) == 3072
+    unknown = replace(LAPTOP, gpu_vram_free_bytes=None)
+    assert budget_mib(shipped, unknown, reference=True) == 128
+    assert budget_mib(shipped, unknown) == 512
+
+
+@pytest.mark.parametrize("has_battery", [False, None])
+def test_a_desktop_without_a_battery_is_on_the_mains(has_battery: bool | None) -> None:
+    desktop = replace(DESKTOP, has_battery=has_battery)
+    assert budget_mib({}, desktop, reference=True) == 1280
+    assert budget_mib({}, desktop) == 4096
+    assert budget_mib({}, desktop, plan_cap_bytes=96 * MIB, reference=True) == 96
+    assert budget_mib({}, desktop, plan_cap_bytes=96 * MIB) == 4096
+    assert budget_mib({}, replace(desktop, gpu_vram_free_bytes=None)) == 1024
+
+
+def test_a_windows_desktop_with_two_gpus_needs_no_safe_mode() -> None:
+    desktop = replace(LAPTOP, has_battery=False, power_plugged=None)
+    assert gpu_context(desktop, reference=True).safe_mode
+    assert not gpu_context(desktop).safe_mode
+    assert gpu_context(desktop).reasons == ("hybrid_graphics",)
+
+
+def test_forcing_the_gpu_on_the_mains_acts() -> None:
+    force, reluctant = {"phase5_force_gpu_on_ac": True}, Plan(use_gpu=False)
+    context = gpu_context(DESKTOP)
+    assert effective_gpu(reluctant, context, force) == (True, ("gpu_forced_on_ac",))
+    assert effective_gpu(reluctant, context, force, reference=True) == (False, ())
+    assert effective_gpu(reluctant, context) == (False, ())
+    for caps in (
+        UNPLUGGED,
+        replace(DESKTOP, gpu_safe_mode=True),
+        replace(DESKTOP, gpu_available=False),
+        replace(DESKTOP, on_battery=True, has_battery=True),
+    ):
+        assert not effective_gpu(reluctant, gpu_context(caps), force)[0]
+    assert effective_gpu(reluctant, context, force, requested=False) == (False, ("gpu_off",))
+    plan = phase5_plan((3000, 4000), 9, force | {"parallel_autotune_enabled": False}, DESKTOP)
+    assert plan.use_gpu
+    assert "gpu_forced_on_ac" in plan.reasons
+
+
+def test_the_floors_of_the_reference_break_small_limits() -> None:
+    tiny = Capabilities(cpu_logical_cores=16, ram_total_bytes=GIB, ram_available_bytes=100 * MIB)
+    shape = (2, 4000)
+    floors = auto_tune_plan("phase5", shape, 1, 4, {}, tiny, reference=True)
+    ours = auto_tune_plan("phase5", shape, 1, 4, {}, tiny)
+    assert (floors.max_chunk_bytes, floors.rows_per_chunk) == (32 * MIB, 4)
+    assert (ours.max_chunk_bytes, ours.rows_per_chunk) == (int(100 * MIB * 0.98) // 15, 2)
+    nearly_nothing = replace(tiny, cpu_logical_cores=2, ram_available_bytes=10 * MIB)
+    floors = auto_tune_plan("phase5", shape, 1, 4, {}, nearly_nothing, reference=True)
+    assert floors.max_chunk_bytes == 128 * MIB
+
+
+# ----------------------------------------------------------------------------------- rules kept
+
+
+@pytest.mark.parametrize(
+    ("name", "vendor"),
+    [
+        ("NVIDIA H100 80GB HBM3", "nvidia"), ("GeForce GTX 1060", "nvidia"),
+        ("Quadro P400", "nvidia"), ("Intel(R) Iris(R) Xe", "intel"), ("AMD Radeon RX", "amd"),
+        ("Advanced Micro Devices, Inc.", "amd"), ("Apple M2", "apple"), ("Tesla T4", "unknown"),
+        (None, "unknown"), ("", "unknown"),
+    ],
+)  # fmt: skip
+def test_vendors(name: str | None, vendor: str) -> None:
+    assert vendor_of(name) == vendor
+    assert Capabilities(gpu_name=name).gpu_vendor == vendor
+
+
+@pytest.mark.parametrize(
+    ("caps", "config", "reasons", "uses_gpu"),
+    [
+        (DESKTOP, {}, (), True),
+        (replace(DESKTOP, gpu_available=False), {}, ("gpu_unavailable",), False),
+        (replace(DESKTOP, gpu_name="Intel UHD"), {},
+         ("intel_only_gpu", "disable_intel_only_gpu"), False),
+        (replace(DESKTOP, gpu_name="Tesla T4"), {}, ("unknown_gpu_vendor",), True),
+        (UNPLUGGED, {},
+         ("on_battery_clamp", "hybrid_unplugged_clamp", "vram_cap", "safe_mode_clamp"), True),
+        (LAPTOP, {}, ("hybrid_graphics", "battery_present", "vram_cap", "hybrid_vram_guard"),
+         True),
+        (LAPTOP, {"gpu_hybrid_vram_guard": False},
+         ("hybrid_graphics", "battery_present", "hybrid_vram_guard_disabled_by_user"), True),
+        (replace(UNPLUGGED, system="linux"), {}, (), True),
+        (replace(DESKTOP, gpu_safe_mode=True), {},
+         ("safe_mode_asked", "vram_cap", "safe_mode_clamp"), True),
+    ],
+)  # fmt: skip
+def test_reasons_in_order(
+    caps: Capabilities, config: dict[str, Any], reasons: tuple[str, ...], uses_gpu: bool
+) -> None:
+    plan, context = apply_gpu_safety(GPU_PLAN, caps, config, "phase5")
+    assert context.reasons == reasons
+    assert context.operation == "phase5"
+    assert plan.use_gpu is uses_gpu
+    if not uses_gpu:
+        assert (plan.gpu_max_chunk_bytes, plan.gpu_rows_per_chunk) == (None, None)
+    assert apply_gpu_safety(None, caps, config)[0] is None
+
+
+def test_the_clamp_without_figures() -> None:
+    bare = Plan(use_gpu=True)
+    unknown = replace(UNPLUGGED, gpu_vram_free_bytes=None, gpu_vram_total_bytes=None)
+    plan, context = apply_gpu_safety(bare, unknown)
+    assert (plan.gpu_max_chunk_bytes, plan.gpu_rows_per_chunk) == (128 * MIB, 256)
+    assert "vram_cap" not in context.reasons
+    scarce = replace(UNPLUGGED, gpu_vram_free_bytes=100 * MIB)
+    plan, _ = apply_gpu_safety(GPU_PLAN, scarce)
+    assert plan.gpu_max_chunk_bytes == 40 * MIB
+    scarcer = replace(UNPLUGGED, gpu_vram_free_bytes=10 * MIB)
+    plan, _ = apply_gpu_safety(GPU_PLAN, scarcer)
+    assert (plan.gpu_max_chunk_bytes, plan.gpu_rows_per_chunk) == (32 * MIB, 32)
+
+
+def test_safe_mode_wants_a_gpu_that_it_knows() -> None:
+    no = (False, ("safe_mode_unknown_gpu",))
+    assert effective_gpu(GPU_PLAN, gpu_context(replace(UNPLUGGED, gpu_name="Tesla T4"))) == no
+    mute = replace(UNPLUGGED, gpu_vram_free_bytes=None, gpu_vram_total_bytes=None)
+    assert effective_gpu(GPU_PLAN, gpu_context(mute)) == no
+    assert effective_gpu(GPU_PLAN, gpu_context(UNPLUGGED)) == (True, ())
+    intel = gpu_context(replace(DESKTOP, gpu_name="Intel UHD"))
+    assert effective_gpu(GPU_PLAN, intel) == (False, ("intel_only",))
+
+
+@pytest.mark.parametrize(
+    ("config", "caps", "mib", "reasons"),
+    [
+        ({}, DESKTOP, 128, ()),
+        ({"phase5_chunk_mb": 1000}, DESKTOP, 1000, ()),
+        ({"phase5_chunk_mb": 10}, DESKTOP, 64, ()),
+        ({"phase5_chunk_mb": 10**6}, DESKTOP, 4096, ("budget_cap",)),
+        ({"phase5_chunk_mb": 2000}, UNPLUGGED, 1280, ("budget_cap",)),
+        ({"phase5_chunk_mb": 2000, "phase5_vram_hard_cap_mb": 300}, DESKTOP, 300,
+         ("hard_cap", "budget_cap")),
+        ({"phase5_chunk_mb": "many"}, DESKTOP, 128, ()),
+        ({"phase5_chunk_mb": True}, DESKTOP, 128, ()),
+    ],
+)  # fmt: skip
+def test_chunks_by_hand(
+    config: dict[str, Any], caps: Capabilities, mib: int, reasons: tuple[str, ...]
+) -> None:
+    budget = phase5_vram_budget({"phase5_chunk_auto": False} | config, gpu_context(caps))
+    assert (budget.bytes, budget.mode) == (mib * MIB, "user")
+    assert budget.reasons == reasons
+    assert budget.requested_bytes is not None
+
+
+def test_a_live_look_at_the_vram_wins() -> None:
+    assert budget_mib({}, DESKTOP, free_bytes=2 * GIB) == int(1024 * MIB * 0.8) / MIB
+    assert budget_mib({}, DESKTOP, free_bytes=0) == 4096
+
+
+@pytest.mark.parametrize(
+    ("config", "fraction", "reserve_mib"),
+    [
+        ({"phase5_vram_frac_ac": 5}, 0.90, 1024),
+        ({"phase5_vram_frac_ac": 0.0}, 0.05, 1024),
+        ({"phase5_vram_frac_ac": "0.5"}, 0.5, 1024),
+        ({"phase5_vram_frac_ac": ""}, 0.80, 1024),
+        ({"phase5_vram_frac_ac": True}, 0.80, 1024),
+        ({"phase5_vram_frac_ac": float("nan")}, 0.80, 1024),
+        ({"phase5_vram_reserve_mb": -5}, 0.80, 0),
+    ],
+)
+def test_settings_that_cannot_be_read(
+    config: dict[str, Any], fraction: float, reserve_mib: int
+) -> None:
+    budget = phase5_vram_budget(config, gpu_context(DESKTOP))
+    assert (budget.fraction, budget.reserve_bytes) == (fraction, reserve_mib * MIB)
+
+
+def test_a_context_cannot_be_changed() -> None:
+    context = gpu_context(DESKTOP)
+    with pytest.raises(AttributeError):
+        context.safe_mode = True  # type: ignore[misc]
+    assert context.because("vram_cap", "vram_cap").reasons == ("vram_cap",)
+    assert GpuContext().reasons == ()
+
+
+# ------------------------------------------------------------------------------- the whole plan
+
+
+def test_a_plan_for_a_desktop() -> None:
+    plan = phase5_plan((6000, 8000), [None] * 20, {}, DESKTOP)
+    assert (plan.name, plan.cpu_workers, plan.use_gpu) == ("phase5", 15, True)
+    assert plan.gpu_max_chunk_bytes == 4096 * MIB
+    assert plan.memory_bytes == int(24 * GIB * 0.6)
+    assert plan.reasons == (
+        "workers_load_target", "plan_cap_ignored_on_ac", "budget_policy", "memory_automatic",
+    )  # fmt: skip
+    assert describe(plan).endswith(" reasons=" + ",".join(plan.reasons))
+
+
+def test_what_is_asked_for_wins() -> None:
+    config = SimpleNamespace(memory="512MiB", threads=3, gpu="off")
+    plan = phase5_plan(SimpleNamespace(shape=(6000, 8000)), 20, config, DESKTOP)
+    assert (plan.cpu_workers, plan.memory_bytes, plan.use_gpu) == (3, 512 * MIB, False)
+    assert (plan.max_chunk_bytes or 0) * 3 <= 512 * MIB
+    assert {"workers_asked", "memory_asked", "gpu_off"} <= set(plan.reasons)
+
+
+def test_the_engine_has_the_last_word() -> None:
+    seen: list[Plan] = []
+    result = phase5_plan((60, 80), 2, {}, DESKTOP, fit=seen.append)
+    assert result is None
+    (plan,) = seen
+    assert (plan.rows_per_chunk, plan.max_chunk_bytes) == (None, None)
+    assert plan.memory_bytes == int(24 * GIB * 0.6)
+
+
+def test_the_global_plan() -> None:
+    plan = global_plan(None, 0, None, DESKTOP)
+    assert (plan.name, plan.rows_per_chunk, plan.use_gpu) == ("global", None, True)
+    assert global_plan(None, 0, None, DESKTOP, has_gpu_backend=False).reasons[-2:] == (
+        "cpu_only", "memory_automatic",
+    )  # fmt: skip
+    low = replace(LAPTOP, gpu_vram_total_bytes=None)
+    assert global_plan((10, 4000), 5, None, low).gpu_rows_per_chunk == 10
+
+
+# --------------------------------------------------------------------------------- the selector
+
+FIRST, SECOND, THIRD = Plan(name="phase5"), Plan(name="configured"), Plan(name="global")
+
+
+@pytest.mark.parametrize("form", [dict, SimpleNamespace])
+def test_who_is_selected(form: Any) -> None:
+    config = form(parallel_plan_phase5=SECOND)
+    for phase5, given_config, chosen in (
+        (FIRST, config, FIRST),
+        (FIRST, None, FIRST),
+        (None, config, SECOND),
+        (None, form(parallel_plan_phase5=None), THIRD),
+        (None, form(), THIRD),
+        (None, None, THIRD),
+    ):
+        selected = select_two_pass_plan(
+            phase5_plan=phase5, fallback_plan=THIRD, config=given_config
+        )
+        assert selected is chosen
+    assert select_two_pass_plan(phase5_plan=None, fallback_plan=None) is None
+
+
+@pytest.mark.parametrize("plan", [{}, {"cpu_workers": 2}, SimpleNamespace(), 0])
+def test_any_object_is_a_plan_but_none(plan: Any) -> None:
+    assert select_two_pass_plan(phase5_plan=plan, fallback_plan=THIRD) is plan
+    config = {"parallel_plan_phase5": plan}
+    assert select_two_pass_plan(phase5_plan=None, fallback_plan=THIRD, config=config) is plan
