@@ -1,8 +1,8 @@
 """How long a job will take: a forecast to plan the evening by, not a promise.
 
-Costs are those of `make bench` on two processors with AVX2 and all files in the page cache; a slow
-disk, a busy machine and the first run after a cold start take longer.  Every run says in its
-``stats`` how good its forecast was.
+Costs were measured on two processors with all files in the page cache, where runs took 0.87 to 1.5
+times what was foretold; slow disks and busy machines take longer.  Every run says in its ``stats``
+how good its forecast was.
 """
 
 from __future__ import annotations
@@ -21,17 +21,19 @@ _S_PER_SAMPLE = {
     "lanczos2": 14e-9,
     "lanczos3": 18e-9,
 }
-_S_PER_READ_BYTE = 0.4e-9
-_S_PER_WRITTEN_BYTE = 1.0e-9
+_S_PER_READ_BYTE = 0.6e-9
+_S_PER_WRITTEN_BYTE = 1.5e-9
 _S_PER_DECOMPRESSED_BYTE = 8e-9
 
 
 def seconds(layout: Layout, kernel: str) -> float:
     """Seconds from the first pixel to the finished file.
 
-    Workers share reading and sampling; writing goes on beside them.
+    Workers share reading and sampling; a thread of its own writes, and competes with them.
     """
+    workers = layout.plan.cpu_workers
     shared = layout.samples * _S_PER_SAMPLE[kernel] + layout.read_bytes * _S_PER_READ_BYTE
     writing = layout.write_bytes * _S_PER_WRITTEN_BYTE
     decompressing = layout.terms["decompressed inputs"] * _S_PER_DECOMPRESSED_BYTE
-    return decompressing + max(shared / layout.plan.cpu_workers, writing)
+    together = (shared + writing) / max(workers, 2)
+    return decompressing + max(shared / workers, writing, together)

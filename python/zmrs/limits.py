@@ -32,6 +32,9 @@ AVAILABLE = "available memory"
 _HUGE_BYTES = 1 << 60
 """Figures above this mean "no limit" (cgroup v1 writes 2^63 rounded to pages)."""
 
+_LAG_BYTES = 16 << 20
+"""The kernel's counters of a cgroup lag behind those of its processes; less than this is noise."""
+
 _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
 
@@ -102,8 +105,9 @@ def memory_limits() -> list[MemoryLimit]:
     if commit is not None:
         limits.append(MemoryLimit("commit limit of Windows", here + commit, is_hard=True))
     for name in ("SLURM_MEM_PER_NODE", "SLURM_MEM_PER_CPU"):
-        count = _granted_processors() if name.endswith("CPU") else 1
-        granted = (_environment_int(name) << 20) * count
+        granted = _environment_int(name) << 20
+        if granted and name.endswith("CPU"):
+            granted *= _granted_processors()
         if 0 < granted < _HUGE_BYTES:
             limits.append(MemoryLimit(f"{name} of the batch system", granted))
     return limits
@@ -222,7 +226,8 @@ def _others_bytes(folder: Path, *, is_v2: bool) -> int:
         held = next(int(line.split()[1]) for line in lines if line.split()[0] == name)
     except (OSError, ValueError, IndexError, StopIteration):
         return 0
-    return max(held - (_status_bytes("RssAnon") or 0), 0)
+    others = held - (_status_bytes("RssAnon") or 0)
+    return others if others > _LAG_BYTES else 0
 
 
 def _cpu_quotas() -> list[int]:

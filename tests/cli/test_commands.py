@@ -25,6 +25,7 @@ from child import clean_env, run, run_code, tree
 from sky import constant_frames, frame_wcs, shifted_wcs, write_image, write_tiles
 from zmrs.config import Options
 from zmrs.errors import InputError, UsageError, ZmrsError
+from zmrs.plan import describe
 
 SHAPE = (48, 60)
 CARDS = {"FILTER": "L", "EXPTIME": 30.0, "OBJECT": "M 31", "BUNIT": "adu", "TELESCOP": "refractor"}
@@ -257,8 +258,8 @@ def test_what_is_planned_is_what_runs(frames: list[Path], tmp_path: Path) -> Non
         grid = planned["grid"]
         assert hdus[1].data.shape == (grid["height"], grid["width"])
         assert f"rows={planned['plan']['rows_per_chunk']} " in hdus[0].header["ZMPLAN"]
-    figures = zmrs.Plan.from_phase5(planned["plan"]).figures()
-    assert f"plan=phase5 {figures} memory_mb=200.00 (as asked)" in outcome.err
+    line = describe(zmrs.Plan.from_phase5(planned["plan"]))
+    assert f"plan={line} (memory: as asked)" in outcome.err
 
 
 def test_the_plan_as_text(frames: list[Path]) -> None:
@@ -416,7 +417,7 @@ def test_version_and_help() -> None:
         outcome = run(*words)
         assert outcome.status == 0
         commands = re.findall(r"^  ([a-z]+)  ", outcome.out.split("Commands:")[1], re.MULTILINE)
-        assert commands == ["mosaic", "plan", "preview", "demo", "config"]
+        assert commands == ["mosaic", "plan", "doctor", "preview", "demo", "config"]
     for command in commands:
         outcome = run(command, "--help")
         assert outcome.status == 0

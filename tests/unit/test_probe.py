@@ -62,6 +62,8 @@ def lay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lay:
         for name, content in files.items():
             path = tmp_path / name
             path.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_dir():
+                path.rmdir()
             path.unlink(missing_ok=True)
             if content is None:
                 path.mkdir()
@@ -73,9 +75,10 @@ def lay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lay:
 
 
 @pytest.fixture(autouse=True)
-def no_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test asks a GPU of this machine."""
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test asks a GPU of this machine, or heeds what its environment says of it."""
     monkeypatch.setitem(sys.modules, "cupy", None)
+    monkeypatch.delenv("ZMRS_GPU_SAFE_MODE", raising=False)
 
 
 def cgroup_limits() -> list[tuple[int, int]]:
@@ -134,9 +137,7 @@ def test_the_vendor_follows_from_the_name(name: str | None, vendor: str) -> None
     assert Capabilities(gpu_name=name).gpu_vendor == vendor
 
 
-@pytest.mark.parametrize(
-    ("held", "room"), [(0, 1000), (300, 700), (1000, 1), (5000, 1)], ids=lambda size: str(size)
-)
+@pytest.mark.parametrize(("held", "room"), [(0, 1000), (300, 700), (1000, 1), (5000, 1)], ids=str)
 def test_the_room_under_a_limit(held: int, room: int) -> None:
     assert MemoryLimit("the barn", 1000, others_bytes=held).room_bytes == room
 
@@ -190,7 +191,8 @@ def test_affinity_is_respected(call: str) -> None:
 def test_the_address_space_limit_is_respected() -> None:
     code = (
         "import json, resource; from zmrs.probe import detect_capabilities\n"
-        "resource.setrlimit(resource.RLIMIT_AS, (1 << 30, resource.RLIM_INFINITY))\n"
+        "most = resource.getrlimit(resource.RLIMIT_AS)[1]\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (1 << 30, most))\n"
         "print(json.dumps(vars(detect_capabilities(gpu=False)), default=vars))"
     )
     done = run_code(code)
@@ -226,8 +228,9 @@ def test_resident_sizes_follow_what_is_held() -> None:
     before, during, after = ([*map(int, line.split())] for line in done.out.splitlines())
     assert 150 * MIB < during[0] - before[0] < 250 * MIB
     assert after[0] < during[0] - 150 * MIB
-    assert after[1] >= during[1] >= during[0]
-    assert before[1] < during[1] - 150 * MIB
+    assert before[1] + 150 * MIB < during[1]
+    assert during[1] >= during[0]
+    assert abs(after[1] - during[1]) < MIB  # the kernel counts by CPU, and sums up roughly
 
 
 # ------------------------------------------------------------------------- everything may fail
@@ -245,33 +248,26 @@ def test_a_machine_of_which_nothing_can_be_known(
     assert caps.system
 
 
+RAM = {"limits", "ram_total_bytes", "ram_available_bytes"}
+
+
 @pytest.mark.parametrize(
-    "name", ["memory_limits", "usable_processors", "total_bytes", "resident_bytes"]
+    ("name", "lost"),
+    [
+        ("memory_limits", RAM),
+        ("resident_bytes", RAM),
+        ("usable_processors", {"cpu_logical_cores", "cpu_cores"}),
+        ("total_bytes", set()),
+    ],
 )
-@pytest.mark.parametrize("gpu", [True, False])
 def test_one_failure_leaves_the_rest(
-    name: str, gpu: bool, lay: Lay, monkeypatch: pytest.MonkeyPatch
+    name: str, lost: set[str], lay: Lay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lay({"cgroup/job/memory.max": str(GIB)})
-    whole = detect_capabilities(gpu=gpu)
+    whole = vars(detect_capabilities())
     monkeypatch.setattr(limits, name, failing(MemoryError()))
-    found = detect_capabilities(gpu=gpu)
-    changed = {
-        field.name
-        for field in dataclasses.fields(found)
-        if getattr(found, field.name) != getattr(whole, field.name)
-    }
-    assert (
-        changed
-        == {
-            "memory_limits": {"limits", "ram_total_bytes", "ram_available_bytes"},
-            "usable_processors": {"cpu_logical_cores", "cpu_cores"}
-            if gpu
-            else {"cpu_logical_cores"},
-            "total_bytes": set(),
-            "resident_bytes": {"limits", "ram_total_bytes", "ram_available_bytes"},
-        }[name]
-    )
+    found = vars(detect_capabilities())
+    assert {name for name in whole if found[name] != whole[name]} == lost
 
 
 @pytest.mark.parametrize("error", [PermissionError(13, "denied"), OSError(5, "I/O error")])
@@ -530,10 +526,11 @@ def test_a_limit_that_others_have_used_up(lay: Lay) -> None:
 
 
 GARBAGE = [
-    b"", b"\n", b"\x00", b"\xff\xfe\x00\x80", b"many", b"-5", b"1e9", b"0x10", b"12 kB", b":", b"::",
-    b"0:", b"0::/\x00", b"0::/" + b"x" * 5000, b"memory", b"1:memory\n2:cpu", b"1:memory:\xff\xfe",
-    b"9" * 5000, b"9" * 400, b"9" * 400 + b" 100000", b"100000 0", b"0 0", b"-1 -1", b"max",
-    b"max max", b"1 2 3", b"MemTotal:", b"MemTotal: kB", b"VmRSS:\nVmSize: much", None,
+    b"", b"\n", b"\x00", b"\xff\xfe\x00\x80", b"many", b"-5", b"1e9", b"0x10", b"12 kB", b":",
+    b"::", b"0:", b"0::/\x00", b"0::/" + b"x" * 5000, b"memory", b"1:memory\n2:cpu",
+    b"1:memory:\xff\xfe", b"9" * 5000, b"9" * 400, b"9" * 400 + b" 100000", b"100000 0", b"0 0",
+    b"-1 -1", b"max", b"max max", b"1 2 3", b"MemTotal:", b"MemTotal: kB",
+    b"VmRSS:\nVmSize: much", None,
 ]  # fmt: skip
 
 
@@ -740,10 +737,10 @@ def test_the_current_device_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> Non
     fake_cupy(
         monkeypatch,
         getDeviceCount=lambda: 4,
-        getDevice=lambda: 3,
+        getDevice=lambda: 2,
         getDeviceProperties=lambda index: {"name": f"GPU {index}", "totalGlobalMem": index},
     )
-    assert gpu_found() == ("GPU 3", 3, 6 * GIB)
+    assert gpu_found() == ("GPU 2", 2, 6 * GIB)
 
 
 NAME, TOTAL, FREE = "NVIDIA H100", 8 * GIB, 6 * GIB
@@ -865,7 +862,6 @@ def test_without_cupy() -> None:
 def test_caution_that_the_environment_asks_for(
     value: str | None, is_on: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("ZMRS_GPU_SAFE_MODE", raising=False)
     if value is not None:
         monkeypatch.setenv("ZMRS_GPU_SAFE_MODE", value)
     assert detect_capabilities().gpu_safe_mode is is_on
