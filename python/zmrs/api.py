@@ -53,7 +53,7 @@ def mosaic(
         The most that the call may add to the resident memory of the process: bytes, or text such
         as ``"512MiB"``, ``"2GB"``, ``"50%"``; None is 60 % of the least limit of the system.
     threads
-        Worker threads; None is all processors.
+        Worker threads at most; None is all processors but one in twenty.
     kernel
         ``nearest``, ``bilinear``, ``bicubic``, ``lanczos2`` or ``lanczos3``.
     combine

@@ -26,7 +26,16 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["ArrayImage", "Image", "decompress", "gather", "is_compressed", "source_of", "weight_of"]
+__all__ = [
+    "ArrayImage",
+    "Image",
+    "decompress",
+    "file_bytes",
+    "gather",
+    "is_compressed",
+    "source_of",
+    "weight_of",
+]
 
 _LEAST_WEIGHT = 1e-30
 """Sums of smaller weights would vanish in the single-precision coverage."""
@@ -246,6 +255,15 @@ def _as_bytes(pixels: NDArray[Any]) -> NDArray[np.uint8]:
 def is_compressed(image: Image) -> bool:
     """Whether the engine cannot read the image in place."""
     return isinstance(image, InputImage) and image.storage.compressed
+
+
+def file_bytes(image: Image) -> int:
+    """Size of the file of a compressed image, which is read whole; 0 once it has gone."""
+    assert isinstance(image, InputImage)
+    try:
+        return Path(image.storage.path).stat().st_size
+    except OSError:
+        return 0
 
 
 def decompress(image: Image) -> NDArray[np.uint8]:

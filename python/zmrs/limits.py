@@ -5,6 +5,7 @@ Every look may fail, and then says nothing (None) instead of raising.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from dataclasses import dataclass
@@ -91,26 +92,50 @@ def peak_resident_bytes() -> int:
 
 
 def memory_limits() -> list[MemoryLimit]:
-    """All bounds that are known, each as a bound on this process alone."""
-    here = resident_bytes()
-    limits = []
+    """All bounds that are known, each as a bound on this process alone.
+
+    One that cannot be looked at does not hide the others.
+    """
+    found: list[MemoryLimit] = []
+    for look in (_available_limits, _cgroup_limits, _mapping_limits, _commit_limits, _slurm_limits):
+        with contextlib.suppress(Exception):
+            found += look()
+    return found
+
+
+def _available_limits() -> list[MemoryLimit]:
     available = available_bytes()
-    if available is not None:
-        limits.append(MemoryLimit(AVAILABLE, available + here))
-    limits += _cgroup_limits()
-    headroom = _address_space_headroom()
-    if headroom is not None:
-        limits.append(MemoryLimit("address-space limit (ulimit -v)", here + headroom, is_hard=True))
+    return [] if available is None else [MemoryLimit(AVAILABLE, available + resident_bytes())]
+
+
+def _mapping_limits() -> list[MemoryLimit]:
+    """What RLIMIT_AS leaves: what is mapped, but not resident, is lost to it."""
+    import resource  # noqa: PLC0415  (does not exist on Windows)
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    mapped = _status_bytes("VmSize")
+    if limit == resource.RLIM_INFINITY or mapped is None:
+        return []
+    source = f"address-space limit (ulimit -v) of {limit / 2**20:.0f} MiB"
+    return [MemoryLimit(source, resident_bytes() + max(limit - mapped, 0), is_hard=True)]
+
+
+def _commit_limits() -> list[MemoryLimit]:
     commit = _commit_headroom()
-    if commit is not None:
-        limits.append(MemoryLimit("commit limit of Windows", here + commit, is_hard=True))
+    if commit is None:
+        return []
+    return [MemoryLimit("commit limit of Windows", resident_bytes() + commit, is_hard=True)]
+
+
+def _slurm_limits() -> list[MemoryLimit]:
+    found = []
     for name in ("SLURM_MEM_PER_NODE", "SLURM_MEM_PER_CPU"):
         granted = _environment_int(name) << 20
         if granted and name.endswith("CPU"):
             granted *= _granted_processors()
         if 0 < granted < _HUGE_BYTES:
-            limits.append(MemoryLimit(f"{name} of the batch system", granted))
-    return limits
+            found.append(MemoryLimit(f"{name} of the batch system", granted))
+    return found
 
 
 def near_system_limit(output_bytes: int) -> bool:
@@ -248,19 +273,6 @@ def _cpu_quotas() -> list[int]:
         if min(shares) > 0:
             quotas.append(max(1, (2 * shares[0] + shares[1]) // (2 * shares[1])))
     return quotas
-
-
-def _address_space_headroom() -> int | None:
-    """Bytes that may still be mapped under RLIMIT_AS, or None without such a limit."""
-    try:
-        import resource  # noqa: PLC0415  (does not exist on Windows)
-    except ImportError:
-        return None
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    mapped = _status_bytes("VmSize")
-    if limit == resource.RLIM_INFINITY or mapped is None:
-        return None
-    return max(limit - mapped, 0)
 
 
 def _commit_headroom() -> int | None:

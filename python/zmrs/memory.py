@@ -76,7 +76,11 @@ class Allowance:
 
 
 def allowance(
-    asked: int | float | None, limits: Sequence[MemoryLimit], held_bytes: int = 0
+    asked: int | float | None,
+    limits: Sequence[MemoryLimit],
+    held_bytes: int = 0,
+    *,
+    words: str = "as asked",
 ) -> Allowance:
     """The memory limit of a job.
 
@@ -88,13 +92,15 @@ def allowance(
         What the machine and the system impose.
     held_bytes
         Resident size at entry that an explicit `asked` does not count (Python interface).
+    words
+        Who asked, in words: ``as asked`` or ``as planned``.
     """
     if isinstance(asked, int):
-        wall = min((x for x in limits if x.is_hard), key=lambda x: x.bytes, default=None)
-        if wall is not None and wall.bytes < asked + held_bytes:
-            words = f"as asked, but cut to the {wall.source}"
-            return Allowance(wall.bytes, words, held_bytes, "memory_cut_to_system_limit")
-        return Allowance(asked + held_bytes, "as asked", held_bytes)
+        wall = min((x for x in limits if x.is_hard), key=lambda x: x.room_bytes, default=None)
+        if wall is not None and wall.room_bytes < asked + held_bytes:
+            words = f"{words}, but cut to the {wall.source}"
+            return Allowance(wall.room_bytes, words, held_bytes, "memory_cut_to_system_limit")
+        return Allowance(asked + held_bytes, words, held_bytes, words.replace("as ", "memory_"))
     least = min(limits, key=lambda limit: limit.room_bytes, default=None)
     if least is None:
         words = "1 GiB, because no limit of the system is known"

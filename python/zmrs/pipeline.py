@@ -21,8 +21,8 @@ from zmrs.grid import Grid, input_pixel_scale_arcsec, make_grid
 from zmrs.io import cards, output
 from zmrs.memory import Allowance, allowance
 from zmrs.placing import Placed, no_scratch, place, scratch_folder
-from zmrs.plan import Plan, describe, on_cpu, phase5_plan, within_memory
-from zmrs.probe import Capabilities, detect_capabilities
+from zmrs.plan import Plan, describe, given_plan, phase5_plan
+from zmrs.probe import detect_capabilities
 from zmrs.result import Result, figures_of, header_of, log_result, rows_of
 from zmrs.scan import LeftOut
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from zmrs.config import Options
     from zmrs.events import Event
+    from zmrs.probe import Capabilities
 
     Listener = Callable[[Event], object] | None
 
@@ -62,6 +63,8 @@ class Prepared:
         Where the memory limit comes from.
     reserved_bytes
         What the process holds before the pass.
+    compressed_bytes
+        Of compressed input files, which are read whole before the pass.
     scratch_bytes
         What lies in scratch files.
     seconds
@@ -78,9 +81,15 @@ class Prepared:
     layout: _zmrs.Layout
     allowed: Allowance
     reserved_bytes: int
+    compressed_bytes: int
     scratch_bytes: int
     seconds: dict[str, float]
     forecast_s: float
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes that will be read."""
+        return self.layout.read_bytes + self.compressed_bytes
 
     @property
     def plan(self) -> Plan:
@@ -133,6 +142,7 @@ def prepare(
     # A GPU is not asked for: that costs seconds and memory, and no backend could use it yet.
     caps = detect_capabilities(gpu=False)
     allowed = allowance(options.memory, caps.limits, held_bytes)
+    _warn_of_scarcity(allowed, caps)
 
     if options.scratch is not None and not Path(options.scratch).is_dir():
         raise UsageError(f"--scratch {options.scratch}: there is no such folder; make it first.")
@@ -157,22 +167,15 @@ def prepare(
     clock.lap("geometry")
 
     job = _job(channels, chosen, placed, options)
-    if plan is not None:
-        plan, allowed = _within_limits(plan, allowed, options, caps)
+    if plan is None:
+        plan = phase5_plan(chosen, placed, options, caps, allowed=allowed, has_gpu_backend=False)
+    else:
+        plan, allowed = given_plan(plan, options, caps, allowed)
     reserved = limits.resident_bytes()
     # A peak from before this call is nobody's to plan for.
     peak = limits.peak_resident_bytes()
     planning_peak = peak if peak > peak_before else 0
-
-    def fit(plan: Plan) -> _zmrs.Layout:
-        return _zmrs.fit(job, plan, reserved, allowed.held_bytes, planning_peak, in_memory)
-
-    if plan is not None:
-        layout = fit(plan)
-    else:
-        layout = phase5_plan(
-            chosen, placed, options, caps, allowed=allowed, fit=fit, has_gpu_backend=False
-        )
+    layout = _zmrs.fit(job, plan, reserved, allowed.held_bytes, planning_peak, in_memory)
     log.info("plan=%s (memory: %s)", describe(layout.plan), allowed.reason)
     clock.lap("plan")
     return Prepared(
@@ -184,6 +187,9 @@ def prepare(
         layout=layout,
         allowed=allowed,
         reserved_bytes=reserved,
+        compressed_bytes=sum(
+            inputs.file_bytes(one.image) for one in placed if inputs.is_compressed(one.image)
+        ),
         scratch_bytes=sum(one.geometry.grid.scratch_bytes for one in placed),
         seconds=seconds,
         forecast_s=sum(seconds.values()) + forecast.seconds(layout, options.kernel),
@@ -279,6 +285,18 @@ def _warn_of_mixtures(images: Sequence[inputs.Image]) -> None:
             )
 
 
+def _warn_of_scarcity(allowed: Allowance, caps: Capabilities) -> None:
+    """More memory may be asked for than there is, but seldom knowingly."""
+    scarcest = min(caps.limits, key=lambda limit: limit.room_bytes, default=None)
+    if scarcest is not None and allowed.bytes > scarcest.room_bytes:
+        log.warning(
+            "%.0f MiB of memory are allowed, but the %s leaves %.0f MiB; the system may swap",
+            allowed.bytes / 2**20,
+            scarcest.source,
+            scarcest.room_bytes / 2**20,
+        )
+
+
 def _warn_of_emptiness(grid: Grid, images: Sequence[inputs.Image]) -> None:
     """A grid that the inputs fill to a small part was stretched by one of them, most likely."""
     filled = sum(
@@ -320,18 +338,6 @@ def _job(channels: int, grid: Grid, placed: Sequence[Placed], options: Options) 
     """Everything that determines the pixels, as the engine takes it."""
     each = [one.for_engine() for one in placed]
     return _zmrs.Job((channels, *grid.shape), options.kernel, options.combine, each)
-
-
-def _within_limits(
-    plan: Plan, allowed: Allowance, options: Options, caps: Capabilities
-) -> tuple[Plan, Allowance]:
-    """A plan that was given, with its memory limit, and where that comes from."""
-    if options.threads is not None:
-        plan = plan.replace(cpu_workers=options.threads)
-    planned = plan.memory_bytes
-    if planned is not None and (options.memory is None or planned <= allowed.bytes):
-        allowed = replace(allowance(planned, caps.limits), code="memory_planned")
-    return within_memory(on_cpu(plan, "cpu_only"), allowed), allowed
 
 
 def _files(prepared: Prepared) -> list[str]:

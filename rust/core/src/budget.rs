@@ -132,9 +132,9 @@ impl<T> std::ops::DerefMut for LeasedVec<T> {
     }
 }
 
-/// What a job will hold at its worst moment, term by term. The single memory formula of zmrs: the
-/// engine sizes its blocks with it, `zmrs plan` prints it, and no other code multiplies shapes by
-/// item sizes.
+/// What a job will hold at its worst moment, term by term. [`crate::layout::fit`] fills it in with
+/// the sizes that each buffer's owner gives, cuts the output by it, and `zmrs plan` prints it: the
+/// single memory formula of zmrs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Projection {
     /// Named terms in bytes, in the order in which they arise.

@@ -1,4 +1,4 @@
-//! The resource plan: how a job runs, never what it computes. Immutable.
+//! The resource plan: how a job runs. Immutable.
 
 use crate::{Error, Result};
 
@@ -17,7 +17,7 @@ pub struct Plan {
     pub cpu_workers: u64,
     /// Carried and logged for interoperability, without effect: files are read, never mapped.
     pub use_memmap: bool,
-    /// Bytes of block buffers (windows and output rows) that may be leased at once; `None` = as
+    /// Bytes of block buffers (windows, running values, output rows) that may be leased at once; `None` = as
     /// many as `memory_bytes` leaves.
     pub max_chunk_bytes: Option<u64>,
     /// Output rows of a band; `None` = chosen from the memory limit.
@@ -61,8 +61,15 @@ impl Plan {
     /// Refuse what makes no sense, naming the field.
     pub fn validate(&self) -> Result<()> {
         let refuse = |field, reason: &str| Err(Error::Plan { field, reason: reason.to_owned() });
-        if self.name.is_empty() {
-            return refuse("name", "must not be empty");
+        let is_printable = |text: &str| text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+        // They go into log lines and header cards.
+        if self.name.is_empty() || !is_printable(&self.name) {
+            return refuse("name", "must be printable ASCII, and not empty");
+        }
+        let is_word =
+            |text: &String| !text.is_empty() && is_printable(text) && !text.contains([' ', ',']);
+        if !self.reasons.iter().all(is_word) {
+            return refuse("reasons", "must be words of printable ASCII");
         }
         if self.cpu_workers == 0 || self.cpu_workers > MAX_COUNT {
             return refuse("cpu_workers", "must be from 1 to 2147483648");
@@ -86,6 +93,16 @@ impl Plan {
             return refuse("two_pass_coverage_threshold", "must be finite and at least 0");
         }
         Ok(())
+    }
+
+    /// All fields as numbers and texts, equal for equal plans.
+    pub fn hash_into(&self, hasher: &mut impl std::hash::Hasher) {
+        use std::hash::Hash;
+        (&self.name, self.cpu_workers, self.use_memmap, self.use_gpu).hash(hasher);
+        (self.max_chunk_bytes, self.rows_per_chunk, self.tiles_per_chunk).hash(hasher);
+        (self.gpu_rows_per_chunk, self.gpu_max_chunk_bytes, self.memory_bytes).hash(hasher);
+        // 0 and -0 are equal, but not their bits.
+        ((self.two_pass_coverage_threshold + 0.0).to_bits(), &self.reasons).hash(hasher);
     }
 
     /// One line for the log and the header: `cpu_workers=2 use_gpu=False max_chunk_mb=128.00 …`.
