@@ -26,7 +26,7 @@ def build_info() -> dict[str, str]:
 
 @final
 class Plan:
-    """Resources of a job, immutable: how it runs, never what it computes."""
+    """Resources of a job, immutable."""
 
     def __new__(cls, **fields: Any) -> Self: ...
     @classmethod

@@ -12,7 +12,7 @@ use zmrs_core::{Error, plan};
 
 use crate::errors;
 
-/// Resources of a job, immutable: how it runs, never what it computes.
+/// Resources of a job, immutable.
 #[pyclass(frozen, eq, module = "zmrs._zmrs")]
 #[derive(PartialEq)]
 pub struct Plan(pub plan::Plan);

@@ -256,7 +256,7 @@ RAM = {"limits", "ram_total_bytes", "ram_available_bytes"}
     [
         ("memory_limits", RAM),
         ("resident_bytes", {"limits", "ram_available_bytes"}),
-        ("available_bytes", {"limits", "ram_available_bytes"}),
+        ("available_bytes", {"limits"}),
         ("usable_processors", {"cpu_logical_cores", "cpu_cores"}),
         ("total_bytes", set()),
     ],
