@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from zmrs import limits
 from zmrs.config import COMBINES, KERNELS, MATCHES, Options, parse
 from zmrs.errors import UsageError
-from zmrs.memory import parse_size
+from zmrs.memory import parse_memory
 from zmrs.pipeline import Result, make_mosaic
 from zmrs.plan import Plan
 from zmrs.sky import is_known_sky
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from zmrs.events import Event
 
 __all__ = ["mosaic"]
+
+_MOST_THREADS = 1 << 31
 
 
 def mosaic(
@@ -97,8 +100,7 @@ def mosaic(
             raise UsageError(f"{name}: '{value}' is not one of {', '.join(known)}.")
     if isinstance(inputs, str | Path):
         inputs = [inputs]
-    if threads is not None and (not isinstance(threads, int) or threads < 1):
-        raise UsageError(f"threads: {threads!r} cannot work; give a number of at least 1.")
+    threads = _threads(threads)
     if isinstance(plan, str | bytes | int | float):
         raise UsageError(f"plan: {plan!r} is no plan; give a zmrs.Plan or its fields.")
     if shape is not None and isinstance(wcs, str | Path):
@@ -106,7 +108,7 @@ def mosaic(
     _check_options(options, wcs)
     template = str(wcs) if isinstance(wcs, str | Path) else None
     chosen = Options(
-        memory=_bytes(memory),
+        memory=parse_memory(memory),
         threads=threads,
         kernel=kernel,
         combine=combine,
@@ -127,6 +129,19 @@ def mosaic(
     )
 
 
+def _threads(threads: Any) -> int | None:
+    """A number of workers as `zmrs.config.Options` takes it."""
+    if threads is None:
+        return None
+    try:
+        number = operator.index(threads)
+    except TypeError:
+        number = 0
+    if isinstance(threads, bool) or not 1 <= number <= _MOST_THREADS:
+        raise UsageError(f"threads: {threads!r} cannot work; give a number of at least 1.")
+    return number
+
+
 def _check_options(options: dict[str, Any], wcs: Any) -> None:
     """Refuse options that do not exist, or that a given grid would leave without effect."""
     known = {option.name: option for option in fields(Options)}
@@ -139,18 +154,6 @@ def _check_options(options: dict[str, Any], wcs: Any) -> None:
     useless = [name for name in shaping if options.get(name) is not None]
     if useless and wcs is not None and not isinstance(wcs, str | Path):
         raise UsageError(f"wcs: it says the whole grid; drop it or {', '.join(useless)}.")
-
-
-def _bytes(memory: int | float | str | None) -> int | float | None:
-    """A memory limit as `zmrs.config.Options` takes it."""
-    if memory is None:
-        return None
-    if isinstance(memory, str):
-        return parse_size(memory)
-    whole = not isinstance(memory, bool) and memory >= 1 and float(memory).is_integer()
-    if not whole:
-        raise UsageError(f"memory: {memory!r} is no number of bytes; give one, or '512MiB'.")
-    return int(memory)
 
 
 def _grid(wcs: Any, shape: tuple[int, int] | None) -> tuple[Any, tuple[int, int]] | None:

@@ -4,7 +4,8 @@ Formulas and constants are those of ZeMosaic 4.5, as observed from outside, less
 argument ``reference`` of a function brings these back, for comparison:
 
 * a size for *manual* chunks (``phase5_chunk_mb``, 128 as shipped) capped the automatic budget too;
-* a machine without a battery whose power supply is unknown was treated as running on battery;
+* a machine whose power supply is unknown was treated as running on battery, also when no battery
+  is known;
 * ``phase5_force_gpu_on_ac`` could never change anything.
 """
 
@@ -89,6 +90,7 @@ class GpuContext:
     on_battery: bool = False
     is_on_mains: bool = False
     is_hybrid_graphics: bool | None = None
+    is_asked_to_be_careful: bool = False
     reasons: tuple[str, ...] = ()
 
     def because(self, *reasons: str) -> GpuContext:
@@ -114,14 +116,14 @@ def gpu_context(
     caps: Capabilities | Any, operation: str = "", *, reference: bool = False
 ) -> GpuContext:
     """Judge the machine; `caps` is a `zmrs.probe.Capabilities` or any object with its fields."""
-    plugged, battery = setting(caps, "power_plugged"), setting(caps, "has_battery")
-    on_battery = setting(caps, "on_battery") is True
+    plugged, battery = (_truth(caps, name) for name in ("power_plugged", "has_battery"))
+    on_battery = flag(caps, "on_battery", False)
     # A desktop without a battery cannot say that it is plugged in; nor need it.
     stands = plugged is None and not battery and not on_battery and not reference
     context = GpuContext(
         operation=operation,
         is_windows=str(setting(caps, "system") or "").lower().startswith("win"),
-        gpu_available=setting(caps, "gpu_available") is True,
+        gpu_available=flag(caps, "gpu_available", False),
         gpu_vendor=vendor_of(setting(caps, "gpu_name")),
         vram_total_bytes=known(caps, "gpu_vram_total_bytes"),
         vram_free_bytes=known(caps, "gpu_vram_free_bytes"),
@@ -129,15 +131,21 @@ def gpu_context(
         power_plugged=plugged,
         on_battery=on_battery,
         is_on_mains=plugged is True or stands,
-        is_hybrid_graphics=setting(caps, "is_hybrid_graphics"),
+        is_hybrid_graphics=_truth(caps, "is_hybrid_graphics"),
+        is_asked_to_be_careful=flag(caps, "gpu_safe_mode", False),
     )
-    return _judged(context, is_asked=setting(caps, "gpu_safe_mode") is True)
+    return _judged(context, reference=reference)
 
 
-def _judged(context: GpuContext, *, is_asked: bool) -> GpuContext:
-    reasons, safe_mode = [], is_asked
-    if is_asked:
-        reasons.append("safe_mode_asked")
+def _truth(source: Any, name: str) -> bool | None:
+    """A truth value, or None where it is unknown."""
+    return None if setting(source, name) is None else flag(source, name, False)
+
+
+def _judged(context: GpuContext, *, reference: bool) -> GpuContext:
+    # In the reference the environment bears on the budget only.
+    safe_mode = context.is_asked_to_be_careful and not reference
+    reasons = ["safe_mode_asked"] if safe_mode else []
     if context.is_windows:
         if context.on_battery:
             safe_mode = True
@@ -198,9 +206,9 @@ def apply_gpu_safety(
     if plan is None:
         return None, context
     if context.is_intel_only:
-        plan, context = _without_gpu(plan), context.because("disable_intel_only_gpu")
+        plan, context = _without_gpu(plan, reference), context.because("disable_intel_only_gpu")
     elif not context.gpu_available:
-        plan, context = _without_gpu(plan), context.because("gpu_unavailable")
+        plan, context = _without_gpu(plan, reference), context.because("gpu_unavailable")
     guarded = flag(config, "gpu_hybrid_vram_guard", True)
     if not guarded and context.is_hybrid_graphics and not context.safe_mode:
         context = context.because("hybrid_vram_guard_disabled_by_user")
@@ -208,7 +216,9 @@ def apply_gpu_safety(
     return plan, context.because(reason) if reason else context
 
 
-def _without_gpu(plan: Plan) -> Plan:
+def _without_gpu(plan: Plan, reference: bool) -> Plan:
+    if reference:
+        return plan.replace(use_gpu=False)
     return plan.replace(use_gpu=False, gpu_rows_per_chunk=None, gpu_max_chunk_bytes=None)
 
 
@@ -321,7 +331,7 @@ def phase5_vram_budget(
     """
     is_auto = flag(config, "phase5_chunk_auto", True)
     context = context or GpuContext(on_battery=True)
-    is_careful = context.on_battery or context.safe_mode
+    is_careful = context.on_battery or context.safe_mode or context.is_asked_to_be_careful
     is_on_mains = context.power_plugged is True if reference else context.is_on_mains
     is_hybrid = context.is_hybrid_graphics is True
     fraction = _fraction(config, is_on_mains and not is_careful, is_hybrid)
@@ -332,7 +342,7 @@ def phase5_vram_budget(
     ui_cap = int(number(config, "phase5_chunk_mb", 0, 0, _MANUAL_MIB[1]) * _MIB) or None
     if not reference:
         ui_cap = None
-    free = free_bytes if free_bytes and free_bytes > 0 else context.vram_free_bytes
+    free = known({"free": free_bytes}, "free") or context.vram_free_bytes
     usable = None
     if free is not None:
         usable = max(_LEAST_BUDGET_BYTES, free - reserve)
@@ -345,7 +355,7 @@ def phase5_vram_budget(
             budget = ui_cap
             reasons.append("user_chunk_cap")
 
-    plan_cap = plan_cap_bytes if plan_cap_bytes and plan_cap_bytes > 0 else None
+    plan_cap = known({"cap": plan_cap_bytes}, "cap")
     if plan_cap is not None and is_on_mains and not is_careful:
         plan_cap = None
         reasons.append("plan_cap_ignored_on_ac")
@@ -446,7 +456,8 @@ def effective_gpu(
     vram_is_unknown = context.vram_total_bytes is None and context.vram_free_bytes is None
     if context.safe_mode and (context.gpu_vendor == "unknown" or vram_is_unknown):
         return False, ("safe_mode_unknown_gpu",)
-    is_on_mains = context.is_on_mains and not context.on_battery and not context.safe_mode
+    is_careful = context.on_battery or context.safe_mode or context.is_asked_to_be_careful
+    is_on_mains = context.is_on_mains and not is_careful
     can_force = plan.use_gpu if reference else context.gpu_available
     is_forced = flag(config, "phase5_force_gpu_on_ac", False) and is_on_mains and can_force
     if is_forced and not plan.use_gpu:

@@ -19,6 +19,7 @@ __all__ = [
     "AVAILABLE",
     "MemoryLimit",
     "available_bytes",
+    "forget_peak",
     "memory_limits",
     "near_system_limit",
     "peak_resident_bytes",
@@ -35,6 +36,9 @@ _HUGE_BYTES = 1 << 60
 
 _LAG_BYTES = 16 << 20
 """The kernel's counters of a cgroup lag behind those of its processes; less than this is noise."""
+
+_MAPPED_LATER_BYTES = 4 << 20
+"""Address space that is taken from now on without becoming resident: guard pages, alignment."""
 
 _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -68,13 +72,11 @@ class MemoryLimit:
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process now."""
+    """Resident memory of this process now; 0 where nothing tells it."""
     status = _status_bytes("VmRSS")
     if status is not None:
         return status
-    import psutil  # noqa: PLC0415  (only where /proc is missing)
-
-    return int(psutil.Process().memory_info().rss)
+    return _own_psutil_bytes("rss")
 
 
 def peak_resident_bytes() -> int:
@@ -85,10 +87,13 @@ def peak_resident_bytes() -> int:
     status = _status_bytes("VmHWM")
     if status is not None:
         return status
-    import psutil  # noqa: PLC0415
+    return _own_psutil_bytes("peak_wset") or _own_psutil_bytes("rss")
 
-    info = psutil.Process().memory_info()
-    return int(getattr(info, "peak_wset", info.rss))
+
+def forget_peak() -> None:
+    """Let `peak_resident_bytes` begin anew, so that it tells of one job; Linux only."""
+    with contextlib.suppress(OSError):
+        (_PROC / "self/clear_refs").write_text("5")
 
 
 def memory_limits() -> list[MemoryLimit]:
@@ -109,15 +114,21 @@ def _available_limits() -> list[MemoryLimit]:
 
 
 def _mapping_limits() -> list[MemoryLimit]:
-    """What RLIMIT_AS leaves: what is mapped, but not resident, is lost to it."""
+    """What RLIMIT_AS and RLIMIT_DATA leave: what is mapped, but not resident, is lost to them."""
     import resource  # noqa: PLC0415  (does not exist on Windows)
 
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    mapped = _status_bytes("VmSize")
-    if limit == resource.RLIM_INFINITY or mapped is None:
-        return []
-    source = f"address-space limit (ulimit -v) of {limit / 2**20:.0f} MiB"
-    return [MemoryLimit(source, resident_bytes() + max(limit - mapped, 0), is_hard=True)]
+    found = []
+    for kind, field, words in (
+        (resource.RLIMIT_AS, "VmSize", "address-space limit (ulimit -v)"),
+        (resource.RLIMIT_DATA, "VmData", "data limit (ulimit -d)"),
+    ):
+        limit, _ = resource.getrlimit(kind)
+        taken = _status_bytes(field)
+        if limit != resource.RLIM_INFINITY and taken is not None:
+            room = max(limit - taken - _MAPPED_LATER_BYTES, 0)
+            source = f"{words} of {limit / 2**20:.0f} MiB"
+            found.append(MemoryLimit(source, resident_bytes() + room, is_hard=True))
+    return found
 
 
 def _commit_limits() -> list[MemoryLimit]:
@@ -186,6 +197,16 @@ def _kib_line(path: Path, field: str) -> int | None:
     except (OSError, ValueError, IndexError):
         pass
     return None
+
+
+def _own_psutil_bytes(attribute: str) -> int:
+    """A figure of this process's memory where /proc does not tell it."""
+    try:
+        import psutil  # noqa: PLC0415  (late: 20 ms)
+
+        return int(getattr(psutil.Process().memory_info(), attribute))
+    except Exception:
+        return 0
 
 
 def _psutil_bytes(attribute: str) -> int | None:

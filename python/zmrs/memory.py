@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from zmrs.errors import UsageError
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
     from zmrs.limits import MemoryLimit
 
-__all__ = ["AUTO_FRACTION", "Allowance", "allowance", "parse_size"]
+__all__ = ["AUTO_FRACTION", "Allowance", "allowance", "parse_memory", "parse_size"]
 
 AUTO_FRACTION = 0.6
 """Share of the least limit that a job takes when it is not told how much."""
@@ -53,6 +54,28 @@ def parse_size(text: str) -> int | float:
     return size
 
 
+def parse_memory(value: Any) -> int | float | None:
+    """A memory limit as people and programs give it: bytes, a size or share as text, or None.
+
+    Raises
+    ------
+    UsageError
+        For anything that is no number of bytes.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return parse_size(value)
+    try:
+        whole = operator.index(value) if not isinstance(value, float) else int(value)
+    except (TypeError, ValueError, OverflowError):
+        whole = 0
+    if isinstance(value, bool) or whole != value or not 1 <= whole <= _MOST_BYTES:
+        shown = str(value)[:40]
+        raise UsageError(f"memory: {shown} is no number of bytes; give one, or '512MiB'.")
+    return whole
+
+
 @dataclass(frozen=True)
 class Allowance:
     """How much memory a job may hold, and why.
@@ -73,6 +96,23 @@ class Allowance:
     reason: str
     held_bytes: int = 0
     code: str = "memory_asked"
+
+    def advice(self, refusal: str) -> str:
+        """A refusal whose remedy fits the origin of the limit, which is not always an option."""
+        if self.code == "memory_planned":
+            return refusal.replace("--memory ", "a plan with memory_bytes of ")
+        if self.code == "memory_cut_to_system_limit":
+            wall = self.reason.partition("cut to ")[2]
+            return refusal.replace("--memory ", f"one of {wall} that leaves ")
+        return refusal
+
+    def within(self, limits: Sequence[MemoryLimit]) -> Allowance:
+        """The same, cut to what the system still grants."""
+        wall = min((x for x in limits if x.is_hard), key=lambda x: x.room_bytes, default=None)
+        if wall is None or wall.room_bytes >= self.bytes:
+            return self
+        words = f"{self.reason}, but cut to the {wall.source}"
+        return replace(self, bytes=wall.room_bytes, reason=words, code="memory_cut_to_system_limit")
 
 
 def allowance(
@@ -96,11 +136,8 @@ def allowance(
         Who asked, in words: ``as asked`` or ``as planned``.
     """
     if isinstance(asked, int):
-        wall = min((x for x in limits if x.is_hard), key=lambda x: x.room_bytes, default=None)
-        if wall is not None and wall.room_bytes < asked + held_bytes:
-            words = f"{words}, but cut to the {wall.source}"
-            return Allowance(wall.room_bytes, words, held_bytes, "memory_cut_to_system_limit")
-        return Allowance(asked + held_bytes, words, held_bytes, words.replace("as ", "memory_"))
+        code = words.replace("as ", "memory_")
+        return Allowance(asked + held_bytes, words, held_bytes, code).within(limits)
     least = min(limits, key=lambda limit: limit.room_bytes, default=None)
     if least is None:
         words = "1 GiB, because no limit of the system is known"
@@ -109,4 +146,4 @@ def allowance(
     # What the process holds already would count against its own share otherwise.
     size = max(held_bytes + int((least.room_bytes - held_bytes) * share), 1)
     code = "memory_automatic" if asked is None else "memory_asked"
-    return Allowance(size, f"{share:.0%} of the {least.source}", held_bytes, code)
+    return Allowance(size, f"{100 * share:g}% of the {least.source}", held_bytes, code)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zmrs import _zmrs, forecast, inputs, limits
-from zmrs.errors import InputError, UsageError
+from zmrs.errors import BudgetError, InputError, UsageError
 from zmrs.events import Clock, Stage
 from zmrs.grid import Grid, input_pixel_scale_arcsec, make_grid
 from zmrs.io import cards, output
@@ -138,6 +138,8 @@ def prepare(
         No usable input, no sensible grid, or a job that does not fit.
     """
     seconds: dict[str, float] = {}
+    # A peak from before this job is nobody's to plan for.
+    limits.forget_peak()
     peak_before = limits.peak_resident_bytes()
     # A GPU is not asked for: that costs seconds and memory, and no backend could use it yet.
     caps = detect_capabilities(gpu=False)
@@ -167,15 +169,19 @@ def prepare(
     clock.lap("geometry")
 
     job = _job(channels, chosen, placed, options)
+    # What was mapped meanwhile is lost to an address-space limit.
+    allowed = allowed.within(limits.memory_limits())
     if plan is None:
         plan = phase5_plan(chosen, placed, options, caps, allowed=allowed, has_gpu_backend=False)
     else:
         plan, allowed = given_plan(plan, options, caps, allowed)
     reserved = limits.resident_bytes()
-    # A peak from before this call is nobody's to plan for.
     peak = limits.peak_resident_bytes()
     planning_peak = peak if peak > peak_before else 0
-    layout = _zmrs.fit(job, plan, reserved, allowed.held_bytes, planning_peak, in_memory)
+    try:
+        layout = _zmrs.fit(job, plan, reserved, allowed.held_bytes, planning_peak, in_memory)
+    except BudgetError as error:
+        raise BudgetError(allowed.advice(str(error))) from None
     log.info("plan=%s (memory: %s)", describe(layout.plan), allowed.reason)
     clock.lap("plan")
     return Prepared(
@@ -238,6 +244,12 @@ def make_mosaic(
     total_s = time.perf_counter() - began
     result.stats["seconds"]["total"] = total_s
     result.stats["forecast_ratio"] = total_s / prepared.forecast_s
+    if result.stats["workers"] < prepared.plan.cpu_workers:
+        log.warning(
+            "the system granted %d of %d threads; its limit on them is low (ulimit -u)",
+            result.stats["workers"],
+            prepared.plan.cpu_workers,
+        )
     log_result(result)
     return result
 

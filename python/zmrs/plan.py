@@ -20,7 +20,7 @@ from zmrs.gpu_safety import (
     effective_gpu,
     phase5_vram_budget,
 )
-from zmrs.memory import Allowance, allowance, parse_size
+from zmrs.memory import Allowance, allowance, parse_memory
 from zmrs.probe import detect_capabilities
 from zmrs.settings import flag, known, number, setting
 
@@ -163,8 +163,8 @@ class _Tuner:
     def plan(
         self, name: str, shape: tuple[int, int] | None, n_frames: int, bytes_per_pixel: int
     ) -> Plan:
-        height, width = (max(int(side), 0) for side in shape or (0, 0))
-        row_bytes = width * max(1, bytes_per_pixel) * max(1, n_frames)
+        height, width = (_count(side) for side in ((0, 0) if shape is None else shape))
+        row_bytes = width * max(1, _count(bytes_per_pixel)) * max(1, _count(n_frames))
         workers, reasons = self._workers()
         ram = self._ram_bytes()
         least = _LEAST_CHUNK_BYTES if self.is_reference else 1
@@ -221,7 +221,7 @@ class _Tuner:
 
     def _gpu_chunk(self, has_shape: bool, reasons: list[str]) -> int | None:
         """Bytes of a GPU chunk; 0 without a shape to size it for; None without a GPU."""
-        if not (setting(self.caps, "gpu_available") is True and self._is_tuned):
+        if not (flag(self.caps, "gpu_available", False) and self._is_tuned):
             return None
         if not has_shape:
             return 0
@@ -240,7 +240,15 @@ class _Tuner:
         if row_bytes <= 0 or height <= 0:
             return None
         rows = max(_LEAST_ROWS, min(height, max(1, chunk // row_bytes)))
-        return rows if self.is_reference else min(rows, height)
+        return min(rows if self.is_reference else min(rows, height), _MOST_COUNT)
+
+
+def _count(value: Any) -> int:
+    """A number of rows, columns, images or bytes; 0 for anything that is none."""
+    try:
+        return max(int(value), 0)
+    except (TypeError, ValueError, OverflowError):
+        return 0
 
 
 def _within(plan: Plan, allowed: Allowance) -> Plan:
@@ -268,7 +276,7 @@ def global_plan(
 
 def phase5_plan(
     grid: Any,
-    inputs: int | Sized,
+    inputs: Sized | int,
     config: Any,
     caps: Capabilities | Any,
     *,
@@ -301,8 +309,9 @@ def phase5_plan(
     zmrs.errors.UsageError
         For a ``config.memory`` that is text, but no size.
     """
-    shape = getattr(grid, "shape", grid)
-    n_inputs = inputs if isinstance(inputs, int) else len(inputs)
+    shape = grid if hasattr(grid, "__len__") else grid.shape
+    n_inputs = len(inputs) if hasattr(inputs, "__len__") else _count(inputs)
+    shape = (_count(shape[0]), _count(shape[1]))
     plan = _plan("phase5", shape, n_inputs, config, caps, allowed, has_gpu_backend)
     return plan.replace(rows_per_chunk=None, max_chunk_bytes=None)
 
@@ -383,8 +392,9 @@ def _because(plan: Plan, *reasons: str) -> Plan:
 
 def _allowance(config: Any, caps: Any) -> Allowance:
     asked = setting(config, "memory")
-    if isinstance(asked, str):
-        asked = parse_size(asked)
+    # Options have it parsed already: floats are shares there.
+    if not (isinstance(asked, float) and 0 < asked <= 1):
+        asked = parse_memory(asked)
     return allowance(asked, setting(caps, "limits") or ())
 
 

@@ -5,6 +5,8 @@ Every probe may fail, and then says "unknown" (None) instead of raising.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
 import warnings
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from zmrs import limits
 from zmrs.gpu_safety import vendor_of
+from zmrs.settings import known
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -121,7 +124,7 @@ def _quietly(probe: Callable[[], _T]) -> _T | None:
     """What a probe finds, or None when it cannot look."""
     try:
         return probe()
-    except Exception:
+    except (Exception, SystemExit):
         return None
 
 
@@ -203,13 +206,14 @@ def _windows_adapters() -> list[str]:
 def _gpu() -> dict[str, Any]:
     """The CUDA device that CuPy would use, or why there is none."""
     try:
-        with warnings.catch_warnings():
+        # Nothing that it says on the way may get into our output.
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             import cupy  # noqa: PLC0415  (an extra; seconds)
     except ImportError as error:
         absent = isinstance(error, ModuleNotFoundError) and error.name == "cupy"
         return {"gpu_note": "CuPy is not installed" if absent else f"CuPy fails: {_line(error)}"}
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return {"gpu_note": f"CuPy fails: {_line(error)}"}
     try:
         if cupy.cuda.runtime.getDeviceCount() < 1:
@@ -224,9 +228,9 @@ def _gpu() -> dict[str, Any]:
     return {
         "gpu_available": True,
         "gpu_note": "",
-        "gpu_name": str(text).strip() or None if text else None,
-        "gpu_vram_total_bytes": _quietly(lambda: int(properties["totalGlobalMem"])),
-        "gpu_vram_free_bytes": free,
+        "gpu_name": _printable(str(text)) or None if text else None,
+        "gpu_vram_total_bytes": known(properties, "totalGlobalMem"),
+        "gpu_vram_free_bytes": known({"free": free}, "free"),
     }
 
 
@@ -235,7 +239,11 @@ def _properties(cupy: Any) -> dict[str, Any]:
     return dict(runtime.getDeviceProperties(runtime.getDevice()))
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     """The first line of what an error says."""
     text = str(error).strip().splitlines()
-    return text[0].rstrip(".") if text else type(error).__name__
+    return _printable(text[0]).rstrip(".") if text else type(error).__name__
+
+
+def _printable(text: str) -> str:
+    return "".join(character for character in text if character.isprintable()).strip()

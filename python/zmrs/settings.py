@@ -6,6 +6,7 @@ cannot be read means its default, as those programs have it.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -15,12 +16,13 @@ __all__ = ["flag", "known", "number", "setting"]
 
 def setting(source: Any, name: str) -> Any:
     """The attribute `name` of a configuration, else its item of that name, else None."""
-    try:
+    found = None
+    # Whatever an object or a mapping of somebody else's raises, there is no setting then.
+    with contextlib.suppress(Exception):
         found = getattr(source, name)
-    except AttributeError:
-        found = None
     if found is None and isinstance(source, Mapping):
-        found = source.get(name)
+        with contextlib.suppress(Exception):
+            found = source.get(name)
     return found
 
 
@@ -39,11 +41,13 @@ def number(source: Any, name: str, default: float, low: float, high: float = mat
 def flag(source: Any, name: str, default: bool) -> bool:
     """A truth value, also as text; `default` where there is none."""
     value = setting(source, name)
-    if value is None or value == "":
-        return default
     if isinstance(value, str):
-        return value.strip().lower() not in ("0", "false", "no", "off")
-    return bool(value)
+        text = value.strip().lower()
+        return text not in ("0", "false", "no", "off") if text else default
+    try:
+        return default if value is None else bool(value)
+    except (TypeError, ValueError):
+        return default
 
 
 def known(source: Any, name: str) -> int | None:

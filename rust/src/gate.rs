@@ -6,6 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use pyo3::prelude::*;
+use zmrs_core::Error;
 use zmrs_core::cancel::CancelToken;
 
 use crate::errors;
@@ -33,7 +34,13 @@ pub fn run<T: Send>(
             });
             let worker = match worker {
                 Ok(worker) => worker,
-                Err(e) => return Err(PyErr::from(e)),
+                Err(e) => {
+                    let why = format!(
+                        "the system grants no thread ({e}); raise its limit on threads \
+                         (ulimit -u) or on memory"
+                    );
+                    return Err(Python::attach(|py| errors::to_py(py, &Error::Budget(why))));
+                }
             };
             let mut raised = None;
             while wait.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {

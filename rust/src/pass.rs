@@ -90,6 +90,7 @@ pub fn fit(
     planning_peak_bytes: u64,
     into_arrays: bool,
 ) -> PyResult<Layout> {
+    zmrs_core::parallel::reserve_little();
     let mut reserved = Projection::default();
     reserved.add("process", reserved_bytes);
     if into_arrays {

@@ -3,11 +3,9 @@
 use std::collections::hash_map::DefaultHasher;
 use std::hash::Hasher;
 
-use pyo3::exceptions::{PyAttributeError, PyKeyError};
+use pyo3::exceptions::PyAttributeError;
 use pyo3::prelude::*;
-use pyo3::types::{
-    PyBool, PyDict, PyFloat, PyInt, PyMapping, PySequence, PyString, PyTuple, PyType,
-};
+use pyo3::types::{PyBool, PyDict, PyFloat, PyMapping, PyString, PyTuple, PyType};
 use zmrs_core::{Error, plan};
 
 use crate::errors;
@@ -68,8 +66,11 @@ fn count(field: &'static str, value: &Bound<'_, PyAny>) -> PyResult<u64> {
 
 fn number(field: &'static str, value: &Bound<'_, PyAny>) -> PyResult<f64> {
     let refuse = || wrong(value.py(), field, "a number", value);
-    let text = value.is_instance_of::<PyBool>() || value.is_instance_of::<PyString>();
-    if text { Err(refuse()) } else { value.extract::<f64>().map_err(|_| refuse()) }
+    let real = value.py().import("numbers")?.getattr("Real")?;
+    if value.is_instance_of::<PyBool>() || !value.is_instance(&real)? {
+        return Err(refuse());
+    }
+    value.extract::<f64>().map_err(|_| refuse())
 }
 
 fn optional(field: &'static str, value: &Bound<'_, PyAny>) -> PyResult<Option<u64>> {
@@ -117,13 +118,14 @@ fn set(plan: &mut plan::Plan, name: &str, value: &Bound<'_, PyAny>) -> PyResult<
 fn look_up<'py>(from: &Bound<'py, PyAny>, name: &str) -> PyResult<Option<Bound<'py, PyAny>>> {
     let py = from.py();
     let found = match from.cast::<PyMapping>() {
-        Ok(mapping) => mapping.get_item(name),
+        // A mapping with a default would take in every name that is asked for.
+        Ok(mapping) if mapping.contains(name)? => mapping.get_item(name),
+        Ok(_) => return Ok(None),
         Err(_) => from.getattr(name),
     };
     match found {
         Ok(value) => Ok(Some(value)),
         Err(e) if e.is_instance_of::<PyAttributeError>(py) => Ok(None),
-        Err(e) if e.is_instance_of::<PyKeyError>(py) => Ok(None),
         Err(e) => Err(e),
     }
 }
@@ -159,24 +161,19 @@ impl Plan {
     }
 
     /// A plan from any object with attributes, any mapping, or another plan. Fields that it lacks
-    /// keep their defaults, fields that a plan lacks are ignored.
+    /// keep their defaults, fields that a plan lacks are ignored. An object without any is none.
     #[classmethod]
     fn from_phase5(_class: &Bound<'_, PyType>, source: &Bound<'_, PyAny>) -> PyResult<Self> {
         if let Ok(plan) = source.cast::<Self>() {
             return Ok(Self(plan.get().0.clone()));
         }
         let py = source.py();
-        let is_value = source.is_none()
-            || source.is_instance_of::<PyString>()
-            || source.is_instance_of::<PyFloat>()
-            || source.is_instance_of::<PyInt>();
-        if is_value || source.cast::<PySequence>().is_ok() {
-            return Err(no_plan(py, source));
-        }
+        let mut known = 0;
         let mut plan = plan::Plan::default();
         // The alias first, so that the field's own name wins where both are given.
         for name in ["coverage_threshold"].into_iter().chain(FIELDS) {
             let Some(value) = look_up(source, name)? else { continue };
+            known += 1;
             let required =
                 matches!(name, "name" | "cpu_workers" | "use_memmap" | "use_gpu" | "reasons")
                     || name.ends_with("threshold");
@@ -184,7 +181,10 @@ impl Plan {
                 set(&mut plan, name, &value)?;
             }
         }
-        Self::checked(source.py(), plan)
+        if known == 0 && source.cast::<PyMapping>().is_err() {
+            return Err(no_plan(py, source));
+        }
+        Self::checked(py, plan)
     }
 
     /// The same plan with some fields changed.

@@ -198,14 +198,61 @@ def test_a_cgroup_is_noticed(tiles_36: Path, work: Path) -> None:
     assert "cgroup" in case.outcome.err
 
 
+_HOLDER = "import time; held = b'x' * (110 << 20); print(1, flush=True); time.sleep(120)"
+
+
+@pytest.mark.parametrize("words", [("--memory", "150MiB"), ("--memory", "2GiB"), ()])
+def test_a_neighbour_in_the_cgroup(words: tuple[str, ...], work: Path) -> None:
+    """What others hold is not ours: the kernel would kill the one who takes it."""
+    with (
+        passing(write_set(work / "few", (3, 3), (1024, 1024))) as tiles,
+        confined(300 * MIB) as enter,
+    ):
+        holder = subprocess.Popen(
+            [sys.executable, "-c", _HOLDER],
+            stdout=subprocess.PIPE,
+            preexec_fn=enter,  # noqa: PLW1509
+        )
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        try:
+            case = mosaic(tiles, work, *words, preexec_fn=enter)
+            case.assert_kept(f"beside 110 MiB in a cgroup of 300 MiB, {' '.join(words)}")
+            assert case.allowed_bytes < 195 * MIB
+        finally:
+            holder.kill()
+            holder.communicate()
+
+
+@pytest.mark.parametrize("ulimit_kib", [250_000, 300_000, 400_000])
+@pytest.mark.parametrize("memory", ["110MiB", "100%", "1GiB"])
+def test_more_memory_never_breaks_what_less_did(memory: str, ulimit_kib: int, work: Path) -> None:
+    """Under an address-space limit: threads must not reserve what buffers need."""
+    words = ("--memory", memory)
+    with passing(write_set(work / "few", (4, 4), (768, 768))) as tiles:
+        case = mosaic(tiles, work, *words, preexec_fn=address_space(ulimit_kib << 10))
+    case.assert_kept(f"ulimit -v {ulimit_kib}, {memory}")
+
+
+def test_a_refusal_names_what_can_be_changed(work: Path) -> None:
+    with passing(write_set(work / "few", (4, 4), (768, 768))) as tiles:
+        out = work / "out.fits"
+        enter = address_space(200_000 << 10)
+        cut = run("mosaic", tiles, "-o", out, "--memory", "1GiB", preexec_fn=enter)
+        code = "import sys, zmrs; zmrs.mosaic(sys.argv[1], plan={'memory_bytes': 50 << 20})"
+        planned = run_code(code, tiles)
+    assert cut.status == 3
+    assert "ulimit -v" in cut.err
+    assert "a plan with memory_bytes of" in planned.err
+
+
 def test_a_laptop_of_512_mib_and_one_processor(tiles_36: Path, work: Path) -> None:
     """The doctor sees it, and a mosaic without any option ends inside it."""
     with confined(512 * MIB, processors=1) as enter:
         report = json.loads(run("doctor", "--json", preexec_fn=enter).out)
         case = mosaic(tiles_36, work, preexec_fn=enter)
-    assert {"source": "cgroup memory limit", "bytes": 512 * MIB, "others_bytes": 0} in report[
-        "limits"
-    ]
+    limit = {"source": "cgroup memory limit", "bytes": 512 * MIB, "others_bytes": 0}
+    assert limit | {"is_hard": True} in report["limits"]
     found = report["capabilities"]
     assert (found["cpu_logical_cores"], found["cpu_cores"]) == (1, 1)
     assert found["ram_total_bytes"] == 512 * MIB

@@ -6,8 +6,10 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from zmrs.errors import UsageError
 from zmrs.gpu_safety import (
     GpuContext,
     apply_gpu_safety,
@@ -274,6 +276,51 @@ def test_the_global_plan() -> None:
     )  # fmt: skip
     low = replace(LAPTOP, gpu_vram_total_bytes=None)
     assert global_plan((10, 4000), 5, None, low).gpu_rows_per_chunk == 10
+
+
+class AttributeDict(dict[str, Any]):
+    """A mapping whose items are attributes too, and which raises KeyError for those it lacks."""
+
+    __getattr__ = dict.__getitem__
+
+
+class Moody:
+    @property
+    def memory(self) -> int:
+        raise ValueError("not today")
+
+
+def test_configurations_with_a_mind_of_their_own() -> None:
+    for config in (AttributeDict(), Moody(), 3, "text", [1]):
+        assert phase5_plan((60, 80), 2, config, DESKTOP) == phase5_plan((60, 80), 2, {}, DESKTOP)
+        assert select_two_pass_plan(phase5_plan=None, fallback_plan=7, config=config) == 7
+    assert phase5_plan((60, 80), 2, AttributeDict(threads=3), DESKTOP).cpu_workers == 3
+
+
+@pytest.mark.parametrize("memory", [2.5, -0.5, 0.0, True, float("nan"), [1], "many", 2**60, b"1"])
+def test_memory_that_is_none(memory: Any) -> None:
+    with pytest.raises(UsageError):
+        phase5_plan((60, 80), 2, {"memory": memory}, DESKTOP)
+
+
+def test_memory_in_numbers_of_numpy() -> None:
+    for memory in (np.int64(1 << 29), float(1 << 29), "512MiB"):
+        assert phase5_plan((60, 80), 2, {"memory": memory}, DESKTOP).memory_bytes == 1 << 29
+
+
+@pytest.mark.parametrize(
+    ("shape", "n"),
+    [
+        ((1 << 40, 1), 1), ((1, 1 << 62), 10**30), (np.array([60, 80]), np.int64(3)),
+        ((float("nan"), float("inf")), None), ((-5, 80), -3),
+    ],
+)  # fmt: skip
+def test_strange_jobs(shape: Any, n: Any) -> None:
+    for plan in (
+        auto_tune_plan("phase5", shape, n, 4, {}, DESKTOP),
+        phase5_plan(shape, n, {}, DESKTOP),
+    ):
+        assert plan.cpu_workers == 15
 
 
 # --------------------------------------------------------------------------------- the selector

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
-from collections import UserDict
+from collections import UserDict, defaultdict
 from dataclasses import dataclass
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
@@ -162,12 +162,14 @@ def test_sources(source: Any) -> None:
 
 
 def test_sources_with_little_to_say() -> None:
-    for nothing in ({}, object(), SimpleNamespace(name=None, cpu_workers=None, use_gpu=None)):
+    for nothing in ({}, {"colour": 3}, SimpleNamespace(name=None, cpu_workers=None, use_gpu=None)):
         assert Plan.from_phase5(nothing) == Plan()
     assert Plan.from_phase5(Slotted()) == Plan(cpu_workers=5, rows_per_chunk=17)
 
 
-@pytest.mark.parametrize("source", [None, "hello", b"x", 5, 1.5, True, [1, 2], (), range(3)])
+@pytest.mark.parametrize(
+    "source", [None, "hello", b"x", 5, 1.5, True, [1, 2], (), range(3), object(), print]
+)
 def test_what_cannot_be_a_plan(source: Any) -> None:
     with pytest.raises(PlanError, match="plan"):
         Plan.from_phase5(source)
@@ -180,6 +182,7 @@ def test_the_alias_of_the_threshold() -> None:
     assert getattr(Plan.from_phase5(both), threshold) == 1.5
 
 
+THRESHOLDS = (-0.1, float("nan"), float("inf"), True, np.True_, np.array("4"))
 NONSENSE: list[tuple[str, Any]] = [
     *(
         (name, value)
@@ -193,7 +196,7 @@ NONSENSE: list[tuple[str, Any]] = [
         if type(right) is int
         for value in (-1, 0, 1.5, float("nan"), float("inf"), True, 2**64, -(2**70))
     ),
-    *(("two_pass_coverage_threshold", value) for value in (-0.1, float("nan"), float("inf"), True)),
+    *(("two_pass_coverage_threshold", value) for value in THRESHOLDS),
     *((name, value) for name in ("use_gpu", "use_memmap") for value in (1, 0.0, "True")),
     ("name", ""),
     *(("name", value) for value in (3, "nuit é", "a\nb", "\x00")),
@@ -210,6 +213,12 @@ def test_nonsense_is_refused_by_name(name: str, value: Any) -> None:
     ):
         with pytest.raises(PlanError, match=f"'{name}'"):
             make()
+
+
+def test_a_mapping_with_defaults_stays_as_it_is() -> None:
+    source = defaultdict(int, cpu_workers=2)
+    assert Plan.from_phase5(source) == Plan(cpu_workers=2)
+    assert dict(source) == {"cpu_workers": 2}
 
 
 def test_an_error_of_the_source_is_not_swallowed() -> None:

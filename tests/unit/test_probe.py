@@ -619,7 +619,7 @@ def test_nonsense_of_the_batch_system(
 @pytest.mark.parametrize(
     ("soft", "mapped", "size"),
     [
-        (2 * GIB, GIB, GIB + 100 * MIB),
+        (2 * GIB, GIB, GIB + 96 * MIB),
         (GIB, GIB, 100 * MIB),
         (GIB, 2 * GIB, 100 * MIB),
         (None, GIB, None),
@@ -759,7 +759,7 @@ NAME, TOTAL, FREE = "NVIDIA H100", 8 * GIB, 6 * GIB
         ({"memGetInfo": failing()}, (NAME, TOTAL, None)),
         ({"memGetInfo": lambda: ()}, (NAME, TOTAL, None)),
         ({"memGetInfo": lambda: None}, (NAME, TOTAL, None)),
-        ({"memGetInfo": lambda: (0, TOTAL)}, (NAME, TOTAL, 0)),
+        ({"memGetInfo": lambda: (0, TOTAL)}, (NAME, TOTAL, None)),
         ({"memGetInfo": failing(MemoryError()), "getDevice": failing()}, (None, None, None)),
     ],
 )  # fmt: skip

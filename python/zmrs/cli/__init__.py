@@ -134,6 +134,10 @@ def run(args: list[str] | None = None) -> NoReturn:
         status = _say(str(text), 4)
     except MemoryError:
         status = _say("the system gave no more memory; set a lower --memory.", 3)
+    except ImportError as error:
+        if "map segment" not in str(error):
+            raise
+        status = _say("the system gives too little address space; raise ulimit -v.", 3)
     except Exception as error:
         status = _unforeseen(error)
     sys.exit(status)

@@ -144,12 +144,10 @@ def preview(mosaic_file: Path, output: Path | None, max_side: int, debug: bool) 
     metavar="N",
     help="Simulated frames [default: 12]",
 )
-@click.option("--memory", default=None, metavar="SIZE", help="As for zmrs mosaic")
 @click.option("--debug", is_flag=True, help="Show tracebacks")
-def demo(output: Path, frames: int, memory: str | None, debug: bool) -> None:
+def demo(output: Path, frames: int, debug: bool) -> None:
     """Simulate a sky and make its mosaic."""
     from zmrs import simulate  # noqa: PLC0415
-    from zmrs.memory import parse_size  # noqa: PLC0415
     from zmrs.pipeline import make_mosaic  # noqa: PLC0415
     from zmrs.report.preview import write_previews  # noqa: PLC0415
 
@@ -165,9 +163,7 @@ def demo(output: Path, frames: int, memory: str | None, debug: bool) -> None:
         raise UsageError(f"{output}: cannot be made ({error.strerror}).") from error
     click.echo(f"simulating {frames} frames in {folder}", err=True)
     paths = simulate.demo_set(folder, frames)
-    options = options_table.Options(
-        memory=None if memory is None else parse_size(memory), overwrite=True
-    )
+    options = options_table.Options(overwrite=True)
     file = output / "mosaic.fits"
     with progress_to("auto", quiet=False) as listener:
         make_mosaic(paths, file, options, listener=listener)

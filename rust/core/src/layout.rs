@@ -273,9 +273,12 @@ pub fn fit(
         let fixed = fixed_terms(job, &plan, reserved);
         Fitting { job, plan, fixed, held_bytes, planning_peak_bytes }.fit()
     };
-    match attempt(affordable_workers(job, plan, reserved)) {
-        Err(Error::Budget(_)) => attempt(1),
-        done => done,
+    let mut workers = affordable_workers(job, plan, reserved);
+    loop {
+        match attempt(workers) {
+            Err(Error::Budget(_)) if workers > 1 => workers -= 1,
+            done => return done,
+        }
     }
 }
 

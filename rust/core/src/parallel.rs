@@ -6,11 +6,30 @@ use std::thread;
 
 use crate::{Error, Result};
 
+/// Keep the allocator from reserving address space for each thread, 64 MiB or more with glibc,
+/// which under an address-space limit nobody else could use then. The engine's threads hardly
+/// allocate.
+pub fn reserve_little() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: plain calls; the second changes a setting of the allocator only.
+        unsafe {
+            if libc::getrlimit(libc::RLIMIT_AS, &raw mut limit) == 0
+                && limit.rlim_cur != libc::RLIM_INFINITY
+            {
+                libc::mallopt(libc::M_ARENA_MAX, 1);
+            }
+        }
+    }
+}
+
 /// Stack of a worker. The deepest call keeps a few runs of samples on it.
 pub const STACK_BYTES: usize = 512 << 10;
 
 /// Work through `tasks` in order, one worker per element of `scratch`, which that worker owns
-/// meanwhile. The first failure stops the others after their present task and is returned.
+/// meanwhile. The first failure stops the others after their present task and is returned;
+/// otherwise, how many workers the system did not grant: those that it did do the same work.
 ///
 /// Workers live as long as the list: it borrows the buffers of one block, and lending those to
 /// threads that outlive them would need unsafe code. A thread costs about 15 µs, a block
@@ -19,7 +38,7 @@ pub fn run<T: Send, S: Send>(
     scratch: &mut [S],
     tasks: Vec<T>,
     work: impl Fn(T, &mut S) -> Result<()> + Sync,
-) -> Result<()> {
+) -> Result<usize> {
     let workers = scratch.len().min(tasks.len()).max(1);
     let queue = Mutex::new(tasks.into_iter());
     let failed = AtomicBool::new(false);
@@ -39,10 +58,10 @@ pub fn run<T: Send, S: Send>(
             let spawned = builder.stack_size(STACK_BYTES).spawn_scoped(scope, || toil(scratch));
             match spawned {
                 Ok(worker) => crew.push(worker),
-                // Fewer workers do the same work; none but this one is needed.
                 Err(_) => break,
             }
         }
+        let refused = workers - 1 - crew.len();
         let mut result = toil(mine);
         for worker in crew {
             let other = worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -51,7 +70,7 @@ pub fn run<T: Send, S: Send>(
                 result = other;
             }
         }
-        result
+        result.map(|()| refused)
     })
 }
 
@@ -70,6 +89,11 @@ mod tests {
             .unwrap();
             assert_eq!(scratch.iter().sum::<u32>(), 100);
         }
+    }
+
+    #[test]
+    fn nothing_is_refused_without_need() {
+        assert_eq!(run(&mut [(), ()], vec![1, 2, 3], |_, ()| Ok(())).unwrap(), 0);
     }
 
     #[test]

@@ -8,7 +8,7 @@
 use std::mem;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
@@ -46,7 +46,7 @@ pub struct PassStats {
     pub read_bytes: u64,
     /// How often an input file was opened.
     pub files_opened: u64,
-    /// Worker threads.
+    /// Worker threads that the system has granted.
     pub workers: usize,
     /// Most bytes on loan from the ledger at once.
     pub ledger_peak: u64,
@@ -66,7 +66,14 @@ pub fn run_pass(
 ) -> Result<PassStats> {
     let files = FileCache::default();
     let loader = Loader { job, files: &files, read_bytes: &progress.read_bytes };
-    let pass = Pass { job, table: TapTable::new(job.kernel), loader, sink, cancel };
+    let pass = Pass {
+        job,
+        table: TapTable::new(job.kernel),
+        loader,
+        sink,
+        cancel,
+        refused: AtomicUsize::new(0),
+    };
     let crew = (0..plan.cpu_workers).map(|_| Worker::new(job, ledger));
     let mut crew = crew.collect::<Result<Vec<_>>>()?;
     let need = layout.need(job);
@@ -87,7 +94,10 @@ pub fn run_pass(
         let writer = writer
             .stack_size(STACK_BYTES)
             .spawn_scoped(scope, || write_bands(job, sink, progress, bands, give_back))
-            .map_err(|e| Error::Argument(format!("no thread could be started ({e})")))?;
+            .map_err(|e| {
+                let remedy = "raise its limit on threads (ulimit -u) or on memory";
+                Error::Budget(format!("the system grants no thread ({e}); {remedy}"))
+            })?;
 
         let mut hand_over = |band: &mut Band| {
             // Both fail only when the writer has stopped, which says why itself.
@@ -113,7 +123,7 @@ pub fn run_pass(
         samples,
         read_bytes: progress.read_bytes.load(Ordering::Relaxed),
         files_opened: files.opened(),
-        workers: crew.len(),
+        workers: crew.len() - pass.refused.into_inner(),
         ledger_peak: ledger.peak(),
         chunk_peak: chunk.peak(),
     })
@@ -126,6 +136,8 @@ struct Pass<'a> {
     loader: Loader<'a>,
     sink: &'a dyn Sink,
     cancel: &'a CancelToken,
+    /// Most threads that the system has not granted at once.
+    refused: AtomicUsize,
 }
 
 /// What one worker owns.
@@ -227,7 +239,7 @@ impl Pass<'_> {
         let mut present = steps.next();
         if let Some(first) = &present {
             let tasks = self.loader.tasks(first, now, &[]).into_iter().map(Task::Load);
-            parallel::run(crew, tasks.collect(), |task, worker| self.work(task, &[], worker))?;
+            self.run(crew, tasks.collect(), &[])?;
         }
         while let Some(step) = present {
             let following = steps.next();
@@ -239,7 +251,7 @@ impl Pass<'_> {
                 );
             }
             tasks.extend(self.row_tasks(&step, output));
-            parallel::run(crew, tasks, |task, worker| self.work(task, &loaded, worker))?;
+            self.run(crew, tasks, &loaded)?;
             if step.is_last && step.rect.x1 == self.job.width as i64 {
                 output.band.rows = step.rect.y0 as usize..step.rect.y1 as usize;
                 hand_over(&mut output.band)?;
@@ -274,6 +286,12 @@ impl Pass<'_> {
             }));
         }
         tasks
+    }
+
+    fn run(&self, crew: &mut [Worker], tasks: Vec<Task>, loaded: &[Loaded]) -> Result<()> {
+        let refused = parallel::run(crew, tasks, |task, worker| self.work(task, loaded, worker))?;
+        self.refused.fetch_max(refused, Ordering::Relaxed);
+        Ok(())
     }
 
     fn work(&self, task: Task, loaded: &[Loaded], worker: &mut Worker) -> Result<()> {
