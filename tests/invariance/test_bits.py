@@ -145,7 +145,7 @@ def smallest_limit(**job: Any) -> int:
     """
     with pytest.raises(BudgetError) as refusal:
         make(**job, plan={"memory_bytes": limits.resident_bytes() + 1, "cpu_workers": 2})
-    named = re.search(r"--memory (\d+)MiB", str(refusal.value))
+    named = re.search(r"smallest limit that works is .*?(\d+)MiB", str(refusal.value))
     assert named, str(refusal.value)
     return int(named[1]) << 20
 
