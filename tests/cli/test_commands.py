@@ -293,7 +293,7 @@ def test_preview(made: Path, tmp_path: Path) -> None:
 
 
 def test_demo(tmp_path: Path) -> None:
-    outcome = run("demo", "-o", tmp_path / "demo", "--frames", 2, "--memory", "1GiB")
+    outcome = run("demo", "-o", tmp_path / "demo", "--frames", 2)
     assert outcome.status == 0, outcome.err
     named = dict(line.split(maxsplit=1) for line in outcome.out.splitlines())
     assert list(named) == ["mosaic", "preview", "coverage"]

@@ -237,7 +237,7 @@ def test_more_memory_never_breaks_what_less_did(memory: str, ulimit_kib: int, wo
 def test_a_refusal_names_what_can_be_changed(work: Path) -> None:
     with passing(write_set(work / "few", (4, 4), (768, 768))) as tiles:
         out = work / "out.fits"
-        enter = address_space(200_000 << 10)
+        enter = address_space(150_000 << 10)
         cut = run("mosaic", tiles, "-o", out, "--memory", "1GiB", preexec_fn=enter)
         code = "import sys, zmrs; zmrs.mosaic(sys.argv[1], plan={'memory_bytes': 50 << 20})"
         planned = run_code(code, tiles)
