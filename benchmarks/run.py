@@ -142,7 +142,7 @@ def contestants(folder: Path, frames: list[Path], options: argparse.Namespace) -
     zmrs = Path(sys.executable).parent / "zmrs"
     out = folder / "zmrs.fits"
     names = [str(path) for path in frames]
-    common = ["--memory", "256MiB", "--threads", "2", "-q", "-o", str(out)]
+    common = ["--memory", "256MiB", "--threads", "2", "-q", "--match", "none", "-o", str(out)]
     found = [
         Command(
             f"zmrs {kernel}",

@@ -33,8 +33,9 @@ class Outcome:
 
 
 def clean_env(**more: str) -> dict[str, str]:
-    """The environment without anything that zmrs looks at, and with ``more``."""
-    return {k: v for k, v in os.environ.items() if not k.startswith("ZMRS_")} | more
+    """The environment without anything that zmrs looks at, inputs unmatched, and with ``more``."""
+    plain = {k: v for k, v in os.environ.items() if not k.startswith("ZMRS_")}
+    return plain | {"ZMRS_MATCH": "none"} | more
 
 
 def run(

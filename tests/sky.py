@@ -16,6 +16,7 @@ import numpy as np
 from astropy.io import fits
 from astropy.wcs import WCS
 
+import zmrs
 from zmrs.simulate import FrameSpec, Nebula, Sky, dither_pattern, make_frame_wcs
 
 CENTER_DEG = (150.0, 30.0)
@@ -148,3 +149,8 @@ def write_mosaic(path: Path, image: np.ndarray, coverage: np.ndarray | None = No
     primary = fits.PrimaryHDU(image.astype(np.float32))
     fits.HDUList([primary, low, depth, table]).writeto(path, overwrite=True)
     return path
+
+
+def unmatched(*args: Any, **more: Any) -> zmrs.Result:
+    """`zmrs.mosaic` of inputs as they are, their sky levels left alone."""
+    return zmrs.mosaic(*args, **{"match": "none"} | more)

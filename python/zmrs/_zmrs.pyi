@@ -10,15 +10,26 @@ from numpy.typing import NDArray
 __all__ = [
     "CoordGrid",
     "Input",
+    "InputGains",
     "Job",
+    "LatticeSamples",
     "Layout",
+    "Marks",
+    "OffsetSolution",
     "PassStats",
     "Plan",
+    "Planes",
     "Source",
+    "blur_coverage",
     "build_info",
+    "copy_planes",
     "fit",
+    "lattice_bytes",
+    "luminance_percentile",
+    "measure_gains",
     "run_pass_into_arrays",
-    "run_pass_into_file",
+    "run_pass_into_files",
+    "sample_lattice",
 ]
 
 def build_info() -> dict[str, str]:
@@ -144,8 +155,20 @@ class Job:
     """Everything that determines the pixels."""
 
     def __new__(
-        cls, shape: tuple[int, int, int], kernel: str, combine: str, inputs: Sequence[Input]
+        cls,
+        shape: tuple[int, int, int],
+        kernel: str,
+        combine: str,
+        inputs: Sequence[Input],
+        *,
+        match_offsets: bool = False,
+        two_pass: tuple[float, float, float, float] | None = None,
     ) -> Self: ...
+    def with_photometry(
+        self, gains: Sequence[Sequence[float]], offsets: Sequence[Sequence[float]]
+    ) -> Job:
+        """The same job with other gains and offsets: by input, and by channel."""
+
     @property
     def input_bytes(self) -> int: ...
 
@@ -165,6 +188,8 @@ class Layout:
     def write_bytes(self) -> int: ...
     @property
     def samples(self) -> int: ...
+    @property
+    def two_pass_bytes(self) -> int: ...
     @property
     def terms(self) -> dict[str, int]: ...
     @property
@@ -188,6 +213,8 @@ class PassStats:
     def ledger_peak(self) -> int: ...
     @property
     def chunk_peak(self) -> int: ...
+    @property
+    def replaced(self) -> int: ...
 
 def fit(
     job: Job,
@@ -199,16 +226,18 @@ def fit(
 ) -> Layout:
     """Cut the output so that it fits the plan, whose workers, rows and bytes are upper bounds."""
 
-def run_pass_into_file(
+def run_pass_into_files(
     job: Job,
     layout: Layout,
-    path: str | PathLike[str],
-    offsets: Sequence[int],
+    targets: Sequence[tuple[str | PathLike[str], int]],
     *,
     write_back: bool = False,
+    marks: Marks | None = None,
+    over: Planes | None = None,
+    epsilon: float = 0.0,
     progress: Callable[[int, int], object] | None = None,
 ) -> PassStats:
-    """Run a pass and write its planes into a file, each from its byte offset on."""
+    """Run a pass and write its planes into files, each from a byte on."""
 
 def run_pass_into_arrays(
     job: Job,
@@ -216,6 +245,96 @@ def run_pass_into_arrays(
     image: NDArray[float32],
     coverage: NDArray[float32],
     *,
+    marks: Marks | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> PassStats:
     """Run a pass into arrays: the image (channels, height, width) and the coverage."""
+
+@final
+class Marks:
+    """Where each input lies on the output, as a pass has left it in a scratch file."""
+
+    def __new__(cls, path: str | PathLike[str], *, of_values: bool = False) -> Self: ...
+    @property
+    def bytes(self) -> int: ...
+
+@final
+class Planes:
+    """Finished planes: the channels of an image, then its coverage."""
+
+    @staticmethod
+    def in_files(width: int, targets: Sequence[tuple[str | PathLike[str], int]]) -> Planes: ...
+    @staticmethod
+    def in_memory(width: int, arrays: Sequence[NDArray[uint8]]) -> Planes: ...
+
+@final
+class InputGains:
+    """The gains of the inputs, and how they came about."""
+
+    @property
+    def gains(self) -> list[float]: ...
+    @property
+    def masked(self) -> list[int]: ...
+    @property
+    def used(self) -> list[int]: ...
+    @property
+    def scales(self) -> tuple[float, float]: ...
+
+def measure_gains(
+    job: Job, layout: Layout, planes: Planes, marks: Marks, scratch: str | PathLike[str]
+) -> InputGains:
+    """The gains that the coverage of pass one leads to."""
+
+def luminance_percentile(job: Job, layout: Layout, planes: Planes, percent: float) -> float | None:
+    """The exact percentile of the luminance where something covers; None where nothing does."""
+
+def blur_coverage(planes: Planes, sigma_px: float, workers: int, out: NDArray[float64]) -> None:
+    """Blur a coverage plane into an array: the mean coverage around every pixel."""
+
+def copy_planes(
+    source: str | PathLike[str], target: str | PathLike[str], at: int, write_back: bool
+) -> None:
+    """Copy all of a file of finished planes into another file, from a byte on."""
+
+@final
+class LatticeSamples:
+    """The samples of all inputs on the common lattice, and which inputs are compared."""
+
+    @property
+    def spacing(self) -> int: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def counts(self) -> list[int]: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def ledger_peak(self) -> int: ...
+    def solve_offsets(self, gains: Sequence[float] | None = None) -> OffsetSolution:
+        """Offsets that make the inputs agree after the given gains, one an input."""
+
+@final
+class OffsetSolution:
+    """Offsets of all inputs, and how well they agree with what was compared."""
+
+    @property
+    def offsets(self) -> list[list[float]]: ...
+    @property
+    def n_pairs(self) -> int: ...
+    @property
+    def pairs(self) -> list[tuple[int, int, int, list[float]]]: ...
+    @property
+    def components(self) -> list[int]: ...
+    @property
+    def rms(self) -> float: ...
+
+def lattice_bytes(job: Job, plan: Plan) -> int:
+    """Bytes that sampling a job and solving for its offsets lease at most."""
+
+def sample_lattice(
+    job: Job, plan: Plan, *, progress: Callable[[int, int], object] | None = None
+) -> LatticeSamples:
+    """Sample every input at the lattice on which inputs are compared.
+
+    Progress is told as the bytes that were read and the inputs that are done.
+    """

@@ -33,7 +33,8 @@ def mosaic(
     threads: int | None = None,
     kernel: str = "bilinear",
     combine: str = "mean",
-    match: str = "none",
+    match: str = "offset",
+    two_pass: bool = False,
     weights: Iterable[Any] | None = None,
     wcs: Any = None,
     shape: tuple[int, int] | None = None,
@@ -62,7 +63,11 @@ def mosaic(
     combine
         ``mean``, ``sum``, ``min``, ``max``, ``first`` or ``last``.
     match
-        Photometric matching: ``none``.
+        Photometric matching: ``offset`` brings inputs to a common sky level where they overlap,
+        ``none`` takes them as they are.
+    two_pass
+        Even out the brightness of the inputs by their coverage, in a second pass;
+        ``two_pass_sigma`` and ``two_pass_gain_clip`` among the `options` say how.
     weights
         One per entry of `inputs`: None, a number above 0, or an array (H, W) of its shape in which
         values not above 0, and NaN, mark invalid pixels.
@@ -78,7 +83,7 @@ def mosaic(
     **options
         The other fields of `zmrs.config.Options`: ``hdu``, ``recursive``, ``scale``, ``center``,
         ``size``, ``projection``, ``frame``, ``rotate``, ``max_output_pixels``, ``strict``,
-        ``scratch``.
+        ``scratch``, ``two_pass_sigma``, ``two_pass_gain_clip``.
 
     Returns
     -------
@@ -113,6 +118,7 @@ def mosaic(
         kernel=kernel,
         combine=combine,
         match=match,
+        two_pass=two_pass,
         overwrite=overwrite,
         wcs=template,
         **options,

@@ -18,13 +18,24 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["COMBINES", "KERNELS", "MATCHES", "PROGRESS", "Options", "dump_toml", "resolve"]
+__all__ = [
+    "COMBINES",
+    "KERNELS",
+    "MATCHES",
+    "MOST_SIGMA_PX",
+    "PROGRESS",
+    "Options",
+    "dump_toml",
+    "resolve",
+]
 
 KERNELS = ("nearest", "bilinear", "bicubic", "lanczos2", "lanczos3")
 COMBINES = ("mean", "sum", "min", "max", "first", "last")
-MATCHES = ("none",)
+MATCHES = ("none", "offset")
 PROGRESS = ("auto", "bar", "json", "none")
 FRAMES = ("icrs", "galactic")
+MOST_SIGMA_PX = 16384
+"""The widest blur that the engine can make."""
 
 
 def _option(default: Any, help_text: str, *, kind: str = "text", **more: Any) -> Any:
@@ -64,7 +75,19 @@ class Options:
         "mean", "How the samples of a pixel are combined", kind="choice", choices=COMBINES
     )
     match: str = _option(
-        "none", "Photometric matching of the inputs", kind="choice", choices=MATCHES
+        "offset", "Photometric matching of the inputs", kind="choice", choices=MATCHES
+    )
+    two_pass: bool = _option(
+        False, "Even out the brightness of inputs by their coverage, in a second pass", kind="flag"
+    )
+    two_pass_sigma: float = _option(
+        50.0,
+        "Blur of the coverage in the second pass, in pixels; 0 is none",
+        kind="number",
+        metavar="PX",
+    )
+    two_pass_gain_clip: tuple[float, float] = _option(
+        (0.85, 1.18), "Least and greatest gain of the second pass", kind="pair", metavar="LO,HI"
     )
     wcs: str | None = _option(
         None, "Output grid from a FITS file or a text header", kind="path", metavar="FILE"
@@ -114,6 +137,17 @@ class Options:
     scratch: str | None = _option(
         None, "Folder for scratch files [default: that of the output]", kind="path", metavar="DIR"
     )
+
+    def __post_init__(self) -> None:
+        sigma, clip = self.two_pass_sigma, tuple(self.two_pass_gain_clip)
+        if not 0 <= sigma <= MOST_SIGMA_PX:
+            raise UsageError(
+                f"--two-pass-sigma: {sigma:g} px is no blur; give 0 to {MOST_SIGMA_PX}."
+            )
+        if len(clip) != 2 or not all(0 < bound < math.inf for bound in clip):
+            raise UsageError(
+                f"--two-pass-gain-clip: {as_text(clip)} are no gains; give two numbers above 0."
+            )
 
 
 def option_names() -> list[str]:
@@ -201,7 +235,7 @@ _READERS = {
 _WANTED = {
     "count": "a whole number above 0",
     "number": "a finite number",
-    "pair": "two numbers RA,DEC",
+    "pair": "two numbers, with a comma between them",
     "shape": "a size WxH",
     "flag": "true or false",
 }
@@ -252,6 +286,13 @@ def _from_toml(option: Field[Any], value: Any, origin: str) -> Any:
     return parse(option, str(value), origin)
 
 
+def as_text(value: Any) -> str:
+    """A value as people write it."""
+    if isinstance(value, tuple):
+        return ",".join(map(as_text, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def dump_toml() -> str:
     """Every option with its default and a comment, as TOML."""
     lines = ["# Options of zmrs. Remove the # of a line to set it.", ""]
@@ -265,6 +306,6 @@ def dump_toml() -> str:
         elif isinstance(default, bool):
             lines.append(f"{name} = {str(default).lower()}")
         else:
-            lines.append(f'{name} = "{default}"')
+            lines.append(f'{name} = "{as_text(default)}"')
         lines.append("")
     return "\n".join(lines)

@@ -24,16 +24,23 @@ _S_PER_SAMPLE = {
 _S_PER_READ_BYTE = 0.6e-9
 _S_PER_WRITTEN_BYTE = 1.5e-9
 _S_PER_DECOMPRESSED_BYTE = 8e-9
+_S_PER_MATCHED_BYTE = 0.3e-9
+_S_PER_BLURRED_PIXEL = 12e-9
 
 
-def seconds(layout: Layout, kernel: str) -> float:
+def seconds(layout: Layout, kernel: str, *, matches: bool, pixels: int) -> float:
     """Seconds from the first pixel to the finished file.
 
     Workers share reading and sampling; a thread of its own writes, and competes with them.
+    `matches` is whether inputs are matched, `pixels` those of the output that a second pass blurs,
+    0 without one.
     """
     workers = layout.plan.cpu_workers
     shared = layout.samples * _S_PER_SAMPLE[kernel] + layout.read_bytes * _S_PER_READ_BYTE
     writing = layout.write_bytes * _S_PER_WRITTEN_BYTE
     decompressing = layout.terms["decompressed inputs"] * _S_PER_DECOMPRESSED_BYTE
     together = (shared + writing) / max(workers, 2)
-    return decompressing + max(shared / workers, writing, together)
+    one_pass = max(shared / workers, writing, together)
+    matching = layout.read_bytes * _S_PER_MATCHED_BYTE / workers if matches else 0.0
+    again = one_pass + pixels * _S_PER_BLURRED_PIXEL / workers if pixels else 0.0
+    return decompressing + matching + one_pass + again

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zmrs import _zmrs, forecast, inputs, limits
+from zmrs import _zmrs, forecast, inputs, limits, photometry, post_stack
 from zmrs.errors import BudgetError, InputError, UsageError
 from zmrs.events import Clock, Stage
 from zmrs.grid import Grid, input_pixel_scale_arcsec, make_grid
@@ -168,7 +168,8 @@ def prepare(
     _leave_out([left.reason for left in off_grid], len(placed), options)
     clock.lap("geometry")
 
-    job = _job(channels, chosen, placed, options)
+    threshold = 2.0 if plan is None else plan.two_pass_coverage_threshold
+    job = _job(channels, chosen, placed, options, threshold)
     # What was mapped meanwhile is lost to an address-space limit.
     allowed = allowed.within(limits.memory_limits())
     if plan is None:
@@ -196,9 +197,16 @@ def prepare(
         compressed_bytes=sum(
             inputs.file_bytes(one.image) for one in placed if inputs.is_compressed(one.image)
         ),
-        scratch_bytes=sum(one.geometry.grid.scratch_bytes for one in placed),
+        scratch_bytes=layout.two_pass_bytes
+        + sum(one.geometry.grid.scratch_bytes for one in placed),
         seconds=seconds,
-        forecast_s=sum(seconds.values()) + forecast.seconds(layout, options.kernel),
+        forecast_s=sum(seconds.values())
+        + forecast.seconds(
+            layout,
+            options.kernel,
+            matches=options.match == "offset",
+            pixels=chosen.height * chosen.width if options.two_pass else 0,
+        ),
     )
 
 
@@ -240,7 +248,7 @@ def make_mosaic(
             # A directory may have held the output's old version; a list may have named it.
             output.check_output(path, _files(prepared), overwrite=options.overwrite)
         prepared = _decompressed(prepared, options, listener)
-        result = _run(prepared, path, options, listener)
+        result = _run(prepared, path, options, scratch, listener)
     total_s = time.perf_counter() - began
     result.stats["seconds"]["total"] = total_s
     result.stats["forecast_ratio"] = total_s / prepared.forecast_s
@@ -346,10 +354,20 @@ def _choose_grid(
     )
 
 
-def _job(channels: int, grid: Grid, placed: Sequence[Placed], options: Options) -> _zmrs.Job:
+def _job(
+    channels: int, grid: Grid, placed: Sequence[Placed], options: Options, threshold: float
+) -> _zmrs.Job:
     """Everything that determines the pixels, as the engine takes it."""
     each = [one.for_engine() for one in placed]
-    return _zmrs.Job((channels, *grid.shape), options.kernel, options.combine, each)
+    rules = (options.two_pass_sigma, *post_stack.clip_of(options), threshold)
+    return _zmrs.Job(
+        (channels, *grid.shape),
+        options.kernel,
+        options.combine,
+        each,
+        match_offsets=options.match == "offset",
+        two_pass=rules if options.two_pass else None,
+    )
 
 
 def _files(prepared: Prepared) -> list[str]:
@@ -379,12 +397,25 @@ def _decompressed(prepared: Prepared, options: Options, listener: Listener) -> P
         prepared,
         placed=rest,
         left_out=prepared.left_out + left_out,
-        job=_job(prepared.channels, prepared.grid, rest, options),
+        job=_job(
+            prepared.channels,
+            prepared.grid,
+            rest,
+            options,
+            prepared.plan.two_pass_coverage_threshold,
+        ),
     )
 
 
-def _run(prepared: Prepared, path: Path | None, options: Options, listener: Listener) -> Result:
-    """The pass, into a file or into arrays, and what comes of it."""
+def _run(
+    prepared: Prepared,
+    path: Path | None,
+    options: Options,
+    scratch: Callable[[], Path],
+    listener: Listener,
+) -> Result:
+    """Matching and passes, into a file or into arrays, and what comes of them."""
+    prepared, matching = _matched(prepared, options)
     total = prepared.layout.read_bytes + prepared.layout.write_bytes
     stage = Stage(listener, "mosaic", total, "bytes")
     row_bytes = prepared.layout.write_bytes // prepared.grid.height
@@ -393,42 +424,89 @@ def _run(prepared: Prepared, path: Path | None, options: Options, listener: List
         stage.advance(min(read_bytes + rows_written * row_bytes, total))
 
     engine = (prepared.job, prepared.layout)
-    if path is None:
-        image = np.empty((prepared.channels, *prepared.grid.shape), np.float32)
-        coverage = np.empty(prepared.grid.shape, np.float32)
-        stats = _zmrs.run_pass_into_arrays(*engine, image, coverage, progress=progress)
+    marks = _zmrs.Marks(scratch()) if options.two_pass else None
+    shape, channels = prepared.grid.shape, prepared.channels
+    write_back = limits.near_system_limit(prepared.layout.write_bytes)
+
+    def again(planes: _zmrs.Planes, targets: post_stack.Targets) -> post_stack.TwoPass:
+        nonlocal stage
+        assert marks is not None
         prepared.seconds["mosaic"] = stage.end()
-        rows = _checked_rows(prepared, stats, options)
-        arrays = (image[0] if prepared.channels == 1 else image, coverage)
-        return Result(
-            None, prepared.grid.wcs, prepared.plan, rows, figures_of(prepared, stats), arrays
+        stage = Stage(listener, "two_pass", total, "bytes")
+        first = post_stack.FirstPass(planes, marks)
+        return post_stack.two_pass(
+            prepared,
+            first,
+            matching,
+            options,
+            targets,
+            scratch,
+            write_back=write_back,
+            progress=progress,
         )
 
-    everyone = [cards.InputRow.of(p.image.name, prepared.channels) for p in prepared.placed]
-    coverage_cards = cards.coverage_header(prepared.grid.shape, prepared.grid.to_header())
-    first = header_of(prepared, everyone, options)
-    with output.MosaicFile(
-        path, prepared.channels, prepared.grid.shape, first, coverage_cards
-    ) as file:
-        stats = _zmrs.run_pass_into_file(
-            *engine,
-            file.temporary,
-            file.offsets,
-            progress=progress,
-            write_back=limits.near_system_limit(prepared.layout.write_bytes),
+    second = None
+    aside = post_stack.targets_in(scratch(), prepared) if marks is not None else []
+    if path is None:
+        image = np.empty((channels, *shape), np.float32)
+        coverage = np.empty(shape, np.float32)
+        stats = _zmrs.run_pass_into_arrays(*engine, image, coverage, marks=marks, progress=progress)
+        if marks is not None:
+            bytes_of = [plane.reshape(-1).view(np.uint8) for plane in (*image, coverage)]
+            second = again(_zmrs.Planes.in_memory(shape[1], bytes_of), aside)
+            if second.is_applied:
+                post_stack.read_into(aside[0][0], image)
+        prepared.seconds.setdefault("mosaic", stage.end())
+        rows = _checked_rows(prepared, stats, matching, second, options)
+        arrays = (image[0] if channels == 1 else image, coverage)
+        figures = figures_of(prepared, stats, matching, second)
+        return Result(None, prepared.grid.wcs, prepared.plan, rows, figures, arrays)
+
+    everyone = [cards.InputRow.of(p.image.name, channels) for p in prepared.placed]
+    coverage_cards = cards.coverage_header(shape, prepared.grid.to_header())
+    header = header_of(prepared, everyone, options)
+    with output.MosaicFile(path, channels, shape, header, coverage_cards) as file:
+        final = [(file.temporary, offset) for offset in file.offsets]
+        # The first image of two stays aside until the second has taken its place.
+        targets = [*aside, final[-1]] if aside else final
+        stats = _zmrs.run_pass_into_files(
+            *engine, targets, progress=progress, write_back=write_back, marks=marks
         )
-        rows = _checked_rows(prepared, stats, options)
-        header = header_of(prepared, rows, options)
-        file.commit(header, [cards.inputs_table(rows, prepared.channels)])
-    prepared.seconds["mosaic"] = stage.end()
-    return Result(path, prepared.grid.wcs, prepared.plan, rows, figures_of(prepared, stats), None)
+        if marks is not None:
+            second = again(_zmrs.Planes.in_files(shape[1], targets), final[:-1])
+            if not second.is_applied:
+                _zmrs.copy_planes(aside[0][0], *final[0], write_back)
+        rows = _checked_rows(prepared, stats, matching, second, options)
+        header = header_of(prepared, rows, options, second)
+        file.commit(header, [cards.inputs_table(rows, channels)])
+    prepared.seconds.setdefault("mosaic", stage.end())
+    figures = figures_of(prepared, stats, matching, second)
+    return Result(path, prepared.grid.wcs, prepared.plan, rows, figures, None)
+
+
+def _matched(prepared: Prepared, options: Options) -> tuple[Prepared, photometry.Matching | None]:
+    """The job with the offsets of its inputs, if they are to be matched."""
+    if options.match == "none":
+        return prepared, None
+    matching = photometry.match(prepared)
+    prepared.seconds["match"] = matching.seconds
+    ones = [[1.0] * prepared.channels for _ in prepared.placed]
+    job = prepared.job.with_photometry(ones, matching.solution.offsets)
+    if not options.two_pass:
+        # The pass will need the memory.
+        matching = replace(matching, samples=None)
+    return replace(prepared, job=job), matching
 
 
 def _checked_rows(
-    prepared: Prepared, stats: _zmrs.PassStats, options: Options
+    prepared: Prepared,
+    stats: _zmrs.PassStats,
+    matching: photometry.Matching | None,
+    second: post_stack.TwoPass | None,
+    options: Options,
 ) -> list[cards.InputRow]:
     """What became of every input, once it is known that there is a mosaic at all."""
-    rows = rows_of(prepared, stats)
+    rows = rows_of(prepared, stats, matching, second)
     empty = [row.reason for row in rows[: len(prepared.placed)] if row.reason]
     _leave_out(empty, len(prepared.placed) - len(empty), options)
     return rows

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
     from zmrs import _zmrs
     from zmrs.config import Options
+    from zmrs.photometry import Matching
     from zmrs.pipeline import Prepared
     from zmrs.plan import Plan
+    from zmrs.post_stack import TwoPass
 
 __all__ = ["Result", "figures_of", "header_of", "log_result", "rows_of"]
 
@@ -73,7 +75,12 @@ class Result:
             return np.asarray(hdus[number].data, dtype=np.float32)
 
 
-def rows_of(prepared: Prepared, stats: _zmrs.PassStats) -> list[cards.InputRow]:
+def rows_of(
+    prepared: Prepared,
+    stats: _zmrs.PassStats,
+    matching: Matching | None,
+    second: TwoPass | None,
+) -> list[cards.InputRow]:
     """What became of every input."""
     rows = []
     for placed, samples in zip(prepared.placed, stats.samples, strict=True):
@@ -85,12 +92,22 @@ def rows_of(prepared: Prepared, stats: _zmrs.PassStats) -> list[cards.InputRow]:
         if not samples:
             row.reason = f"{row.name}: it has no valid pixel on the output grid; look at it."
         rows.append(row)
+    if matching is not None:
+        for row, offset in zip(rows, matching.solution.offsets, strict=True):
+            row.offset = offset
+    for row, gain in zip(rows, second.gains if second else [], strict=False):
+        row.two_pass_gain = gain
     return rows + [
         cards.InputRow.of(left.name, prepared.channels, left.reason) for left in prepared.left_out
     ]
 
 
-def header_of(prepared: Prepared, rows: Sequence[cards.InputRow], options: Options) -> Any:
+def header_of(
+    prepared: Prepared,
+    rows: Sequence[cards.InputRow],
+    options: Options,
+    second: TwoPass | None = None,
+) -> Any:
     """Header of the mosaic, given what became of its inputs."""
     from zmrs import __version__  # noqa: PLC0415  (the package imports this module)
 
@@ -103,7 +120,7 @@ def header_of(prepared: Prepared, rows: Sequence[cards.InputRow], options: Optio
         ("COMBINET", options.combine, "how samples were combined"),
         ("ZMKERN", options.kernel, "interpolation kernel"),
         ("ZMMATCH", options.match, "photometric matching"),
-        ("ZMTWOP", False, "coverage renormalisation"),
+        ("ZMTWOP", bool(second and second.is_applied), "coverage renormalisation"),
         ("ZMFLUX", "SB", "values are surface brightness: no Jacobian"),
         ("ZMBACK", "cpu", "where the pixels were computed"),
         ("ZMPLAN", describe(prepared.plan), ""),
@@ -114,10 +131,18 @@ def header_of(prepared: Prepared, rows: Sequence[cards.InputRow], options: Optio
     return cards.primary_header(prepared.channels, grid.shape, grid.to_header(), metas, software)
 
 
-def figures_of(prepared: Prepared, stats: _zmrs.PassStats) -> dict[str, Any]:
+def figures_of(
+    prepared: Prepared,
+    stats: _zmrs.PassStats,
+    matching: Matching | None,
+    second: TwoPass | None,
+) -> dict[str, Any]:
     """The run in numbers."""
     stored = prepared.job.input_bytes
-    return {
+    more = {} if second is None else {"two_pass": second.figures()}
+    if matching is not None:
+        more["match"] = matching.figures()
+    return more | {
         "seconds": prepared.seconds,
         "workers": stats.workers,
         "bands": prepared.layout.bands,

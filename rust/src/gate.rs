@@ -24,6 +24,8 @@ pub fn run<T: Send>(
     work: impl FnOnce() -> zmrs_core::Result<T> + Send,
 ) -> PyResult<T> {
     let outcome = py.detach(|| {
+        // What a stage before this one has left may have been freed since.
+        zmrs_core::budget::give_back();
         thread::scope(|scope| {
             let (done, wait) = channel::<()>();
             let builder = thread::Builder::new().name("zmrs-pass".to_owned());
@@ -54,6 +56,7 @@ pub fn run<T: Send>(
                 }
             }
             let result = worker.join();
+            zmrs_core::budget::give_back();
             match (raised, result) {
                 (Some(exception), _) => Err(exception),
                 (None, Ok(result)) => Ok(result),

@@ -7,6 +7,7 @@ use numpy::PyReadonlyArray1;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use zmrs_core::coadd::Combine;
+use zmrs_core::coverage::gains::Rules;
 use zmrs_core::job;
 use zmrs_core::resample::Kernel;
 use zmrs_core::source::{self, Encoding, SampleType, SharedBytes, Store};
@@ -133,13 +134,18 @@ pub struct Job(pub job::Job);
 #[pymethods]
 impl Job {
     #[new]
+    #[pyo3(signature = (shape, kernel, combine, inputs, *, match_offsets=false, two_pass=None))]
     fn new(
         py: Python<'_>,
         shape: (usize, usize, usize),
         kernel: &str,
         combine: &str,
         inputs: Vec<Bound<'_, Input>>,
+        match_offsets: bool,
+        two_pass: Option<(f64, f64, f64, f64)>,
     ) -> PyResult<Self> {
+        let rules =
+            |(sigma_px, low, high, threshold)| Rules { sigma_px, clip: (low, high), threshold };
         let unknown = |what, name| PyValueError::new_err(format!("there is no {what} '{name}'"));
         let job = job::Job {
             channels: shape.0,
@@ -148,9 +154,22 @@ impl Job {
             kernel: Kernel::from_name(kernel).ok_or_else(|| unknown("kernel", kernel))?,
             combine: Combine::from_name(combine).ok_or_else(|| unknown("combine", combine))?,
             inputs: inputs.iter().map(|input| input.get().0.clone()).collect(),
+            match_offsets,
+            two_pass: two_pass.map(rules),
         };
         job.validate().map_err(|e| errors::to_py(py, &e))?;
         Ok(Self(job))
+    }
+
+    /// The same job with other gains and offsets: by input, and by channel.
+    fn with_photometry(
+        &self,
+        py: Python<'_>,
+        gains: Vec<Vec<f64>>,
+        offsets: Vec<Vec<f64>>,
+    ) -> PyResult<Self> {
+        let job = self.0.with_photometry(gains, offsets);
+        Ok(Self(job.map_err(|e| errors::to_py(py, &e))?))
     }
 
     #[getter]

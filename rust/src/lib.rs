@@ -7,7 +7,9 @@ mod geometry;
 mod info;
 mod job;
 mod pass;
+mod photometry;
 mod plan;
+mod two_pass;
 
 use pyo3::prelude::*;
 
@@ -20,7 +22,13 @@ mod _zmrs {
     #[pymodule_export]
     use super::job::{Input, Job, Source};
     #[pymodule_export]
-    use super::pass::{Layout, PassStats, fit, run_pass_into_arrays, run_pass_into_file};
+    use super::pass::{Layout, PassStats, fit, run_pass_into_arrays, run_pass_into_files};
+    #[pymodule_export]
+    use super::photometry::{LatticeSamples, OffsetSolution, lattice_bytes, sample_lattice};
     #[pymodule_export]
     use super::plan::Plan;
+    #[pymodule_export]
+    use super::two_pass::{
+        InputGains, Marks, Planes, blur_coverage, copy_planes, luminance_percentile, measure_gains,
+    };
 }

@@ -9,12 +9,14 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use zmrs_core::budget::{Ledger, Projection};
 use zmrs_core::cancel::CancelToken;
+use zmrs_core::coverage::merge::MergeSink;
 use zmrs_core::layout::{self, Fitted, Traffic};
 use zmrs_core::pass::{self, Progress};
 use zmrs_core::sink::{FitsSink, MemorySink, Sink};
 
 use crate::job::Job;
 use crate::plan::Plan;
+use crate::two_pass::{Marks, Planes};
 use crate::{errors, gate};
 
 /// How a job is cut, and what it will hold and move.
@@ -22,6 +24,13 @@ use crate::{errors, gate};
 pub struct Layout {
     fitted: Fitted,
     traffic: Traffic,
+}
+
+impl Layout {
+    /// The layout itself.
+    pub fn fitted(&self) -> &Fitted {
+        &self.fitted
+    }
 }
 
 #[pymethods]
@@ -54,6 +63,11 @@ impl Layout {
     #[getter]
     fn samples(&self) -> u64 {
         self.traffic.samples
+    }
+
+    #[getter]
+    fn two_pass_bytes(&self) -> u64 {
+        self.traffic.two_pass_bytes
     }
 
     /// Terms of the projected peak in bytes, by name.
@@ -112,37 +126,49 @@ pub struct PassStats {
     workers: usize,
     ledger_peak: u64,
     chunk_peak: u64,
+    replaced: u64,
 }
 
-/// Run a pass and write its planes into a file, each from its byte offset on.
+/// Run a pass and write its planes into files, each from a byte on. `marks` receives
+/// where the inputs lie. With `over`, pixels that come out much darker than there stay as they are
+/// there; `epsilon` is added to its luminance for the comparison.
 #[pyfunction]
-#[pyo3(signature = (job, layout, path, offsets, *, write_back=false, progress=None))]
-pub fn run_pass_into_file(
+#[pyo3(signature = (job, layout, targets, *, write_back=false, marks=None, over=None,
+                    epsilon=0.0, progress=None))]
+pub fn run_pass_into_files(
     py: Python<'_>,
     job: &Job,
     layout: &Layout,
-    path: PathBuf,
-    offsets: Vec<u64>,
+    targets: Vec<(PathBuf, u64)>,
     write_back: bool,
+    marks: Option<&Marks>,
+    over: Option<&Planes>,
+    epsilon: f64,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<PassStats> {
-    if offsets.len() != job.0.planes() {
-        return Err(PyValueError::new_err("one offset a plane is needed"));
+    if !(job.0.channels..=job.0.planes()).contains(&targets.len()) {
+        return Err(PyValueError::new_err("one target a plane is needed"));
     }
-    let sink = FitsSink::open(path, job.0.width, offsets, write_back);
+    let sink = FitsSink::open(targets, job.0.width, write_back);
     let sink = sink.map_err(|e| errors::to_py(py, &e))?;
-    run(py, job, layout, &sink, progress)
+    let Some(over) = over else {
+        return run(py, job, layout, &sink, marks, progress);
+    };
+    let sink = MergeSink::new(&*over.0, epsilon, job.0.width, &sink);
+    let stats = run(py, job, layout, &sink, marks, progress)?;
+    Ok(PassStats { replaced: sink.replaced(), ..stats })
 }
 
 /// Run a pass into arrays: the image (channels, height, width) and the coverage (height, width).
 #[pyfunction]
-#[pyo3(signature = (job, layout, image, coverage, *, progress=None))]
+#[pyo3(signature = (job, layout, image, coverage, *, marks=None, progress=None))]
 pub fn run_pass_into_arrays(
     py: Python<'_>,
     job: &Job,
     layout: &Layout,
     mut image: PyReadwriteArray3<'_, f32>,
     mut coverage: PyReadwriteArray2<'_, f32>,
+    marks: Option<&Marks>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<PassStats> {
     let area = job.0.height * job.0.width;
@@ -153,7 +179,7 @@ pub fn run_pass_into_arrays(
     let mut planes: Vec<&mut [f32]> = image.chunks_mut(area).collect();
     planes.push(coverage);
     let sink = MemorySink::new(job.0.width, planes);
-    run(py, job, layout, &sink, progress)
+    run(py, job, layout, &sink, marks, progress)
 }
 
 fn run(
@@ -161,6 +187,7 @@ fn run(
     job: &Job,
     layout: &Layout,
     sink: &dyn Sink,
+    marks: Option<&Marks>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<PassStats> {
     let cancel = CancelToken::default();
@@ -176,7 +203,8 @@ fn run(
         let Fitted { layout, plan, outside_bytes, .. } = &layout.fitted;
         let ledger = Ledger::new(plan.memory_bytes.unwrap_or(u64::MAX));
         let _outside = ledger.reserve(*outside_bytes)?;
-        pass::run_pass(&job.0, *layout, plan, &ledger, sink, &cancel, &so_far)
+        let marks = marks.map(|marks| &marks.0);
+        pass::run_pass(&job.0, *layout, plan, &ledger, sink, marks, &cancel, &so_far)
     })?;
     Ok(PassStats {
         samples: stats.samples,
@@ -185,5 +213,6 @@ fn run(
         workers: stats.workers,
         ledger_peak: stats.ledger_peak,
         chunk_peak: stats.chunk_peak,
+        replaced: 0,
     })
 }

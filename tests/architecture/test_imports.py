@@ -101,8 +101,34 @@ def test_one_selector() -> None:
                 mentions.append(name)
             if isinstance(node, ast.Attribute) and node.attr == "parallel_plan_phase5":
                 mentions.append(name)
-    assert selectors == ["zmrs.plan.select_two_pass_plan"]
+    # The adapter's is another name for ours.
+    assert set(selectors) == {
+        "zmrs.plan.select_two_pass_plan",
+        "zmrs.compat.zemosaic.select_two_pass_parallel_plan",
+    }
+    adapter = MODULES["zmrs.compat.zemosaic"].read_text()
+    assert "return select_two_pass_plan(" in adapter
     assert mentions == ["zmrs.plan"]
+
+
+def test_the_second_pass_asks_the_selector() -> None:
+    """The plan that is logged in front of a second pass comes straight from the selector."""
+    tree = ast.parse(MODULES["zmrs.post_stack"].read_text())
+    (function,) = (
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and node.name == "two_pass"
+    )
+    plans = [
+        ast.unparse(node.value.func)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Assign)
+        and isinstance(node.value, ast.Call)
+        and ast.unparse(node.targets[0]) == "plan"
+    ]
+    assert plans == ["select_two_pass_plan"]
+    calls = [ast.unparse(node) for node in ast.walk(function) if isinstance(node, ast.Call)]
+    assert "log_plan(plan)" in calls
 
 
 # Rows: who; columns: whom it may not reach, however indirectly, when it runs.

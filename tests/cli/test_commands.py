@@ -22,8 +22,8 @@ from PIL import Image
 
 import zmrs
 from child import clean_env, run, run_code, tree
-from sky import constant_frames, frame_wcs, shifted_wcs, write_image, write_tiles
-from zmrs.config import Options
+from sky import constant_frames, frame_wcs, shifted_wcs, unmatched, write_image, write_tiles
+from zmrs.config import Options, as_text
 from zmrs.errors import InputError, UsageError, ZmrsError
 from zmrs.plan import describe
 
@@ -129,7 +129,7 @@ def test_the_cards(made: Path) -> None:
 
 def test_a_colour_mosaic(tmp_path: Path) -> None:
     paths = write_tiles(tmp_path, constant_frames([1.0, 3.0], SHAPE, channels=3))
-    result = zmrs.mosaic(paths, tmp_path / "out.fits")
+    result = unmatched(paths, tmp_path / "out.fits")
     with fits.open(tmp_path / "out.fits") as hdus:
         hdus.verify("exception")
         assert hdus[0].data.shape == (3, *hdus["COVERAGE"].data.shape)
@@ -313,7 +313,7 @@ def test_the_dumped_options_can_be_loaded(frames: list[Path], tmp_path: Path) ->
     assert re.findall(r"^(?:# )?([a-z-]+) = ", text, re.MULTILINE) == names
     given = tomllib.loads(text)
     assert all(
-        str(getattr(Options(), key.replace("-", "_"))).lower() == str(value).lower()
+        as_text(getattr(Options(), key.replace("-", "_"))).lower() == str(value).lower()
         for key, value in given.items()
     )
     file = tmp_path / "zmrs.toml"
@@ -441,7 +441,7 @@ def test_help_is_immediate() -> None:
 
 def test_the_result_of_a_file(frames: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out.fits"
-    result = zmrs.mosaic(frames, out, memory="512MiB", threads=1)
+    result = unmatched(frames, out, memory="512MiB", threads=1)
     assert result.path == out
     assert result.data.dtype == result.coverage.dtype == np.float32
     assert result.data.dtype.isnative
@@ -457,15 +457,15 @@ def test_the_result_of_a_file(frames: list[Path], tmp_path: Path) -> None:
 
 
 def test_the_result_in_memory(frames: list[Path], tmp_path: Path) -> None:
-    in_memory = zmrs.mosaic(frames)
-    in_file = zmrs.mosaic(frames, tmp_path / "out.fits")
+    in_memory = unmatched(frames)
+    in_file = unmatched(frames, tmp_path / "out.fits")
     assert in_memory.path is None
     assert in_memory.data.tobytes() == in_file.data.tobytes()
     assert in_memory.coverage.tobytes() == in_file.coverage.tobytes()
 
 
 def test_all_kinds_of_inputs_are_one(frames: list[Path]) -> None:
-    expected = zmrs.mosaic(frames)
+    expected = unmatched(frames)
     kinds: dict[str, list[Any]] = {"text": [str(path) for path in frames]}
     kinds |= {name: [] for name in ("pair", "swapped", "hdu", "nddata", "doubles", "mix")}
     for path in frames:
@@ -478,10 +478,10 @@ def test_all_kinds_of_inputs_are_one(frames: list[Path]) -> None:
         kinds["nddata"].append(NDData(image.astype(np.float32), wcs=wcs))
     kinds["mix"] = [kinds["pair"][0], frames[1], kinds["nddata"][2]]
     for name, given in kinds.items():
-        result = zmrs.mosaic(given)
+        result = unmatched(given)
         assert result.data.tobytes() == expected.data.tobytes(), name
         assert result.coverage.tobytes() == expected.coverage.tobytes(), name
-    assert [row.name for row in zmrs.mosaic(kinds["mix"]).inputs] == [
+    assert [row.name for row in unmatched(kinds["mix"]).inputs] == [
         "input 1", str(frames[1]), "input 3",
     ]  # fmt: skip
 
@@ -494,7 +494,7 @@ def test_array_types(dtype: str) -> None:
     before = image.astype(dtype)
     given = before.copy()
     wcs = frame_wcs(SHAPE)
-    result = zmrs.mosaic([(given, wcs)], wcs=wcs, shape=SHAPE)
+    result = unmatched([(given, wcs)], wcs=wcs, shape=SHAPE)
     assert np.array_equal(result.data, image)
     assert np.array_equal(given, before)
 
@@ -503,11 +503,11 @@ def test_arrays_with_gaps() -> None:
     wcs = frame_wcs(SHAPE)
     image = np.ones((2 * SHAPE[0], 2 * SHAPE[1]), np.float32)
     view = image[::2, ::-2]
-    assert np.all(zmrs.mosaic([(view, wcs)], wcs=wcs, shape=SHAPE).data == 1)
+    assert np.all(unmatched([(view, wcs)], wcs=wcs, shape=SHAPE).data == 1)
     mask = np.zeros(SHAPE, bool)
     mask[10, 20] = True
     masked = NDData(np.ones(SHAPE, np.int16), mask=mask, wcs=wcs)
-    result = zmrs.mosaic([masked], wcs=wcs, shape=SHAPE, kernel="nearest")
+    result = unmatched([masked], wcs=wcs, shape=SHAPE, kernel="nearest")
     assert np.array_equal(np.isnan(result.data), mask)
     assert np.array_equal(result.coverage == 0, mask)
 
@@ -515,17 +515,17 @@ def test_arrays_with_gaps() -> None:
 def test_weights() -> None:
     wcs = frame_wcs(SHAPE)
     pair = [(np.full(SHAPE, 1.0), wcs), (np.full(SHAPE, 4.0), wcs)]
-    result = zmrs.mosaic(pair, wcs=wcs, shape=SHAPE, weights=[1.0, 3.0])
+    result = unmatched(pair, wcs=wcs, shape=SHAPE, weights=[1.0, 3.0])
     assert np.allclose(result.data, 3.25)
     assert np.all(result.coverage == 4)
     plane = np.ones(SHAPE, np.float32)
     plane[:, :30] = 0
-    result = zmrs.mosaic(pair, wcs=wcs, shape=SHAPE, weights=[None, plane], kernel="nearest")
+    result = unmatched(pair, wcs=wcs, shape=SHAPE, weights=[None, plane], kernel="nearest")
     assert np.all(result.data[:, :30] == 1)
     assert np.all(result.data[:, 30:] == 2.5)
     for bad in ([1.0], [0.0, 1.0], [np.nan, 1.0], [np.ones((2, 2)), None]):
         with pytest.raises(ZmrsError):
-            zmrs.mosaic(pair, wcs=wcs, shape=SHAPE, weights=bad)
+            unmatched(pair, wcs=wcs, shape=SHAPE, weights=bad)
 
 
 def test_left_out_inputs_are_in_the_result(frames: list[Path], tmp_path: Path) -> None:
@@ -534,7 +534,7 @@ def test_left_out_inputs_are_in_the_result(frames: list[Path], tmp_path: Path) -
         np.ones(SHAPE, np.float32),
         shifted_wcs(frame_wcs(SHAPE), (500, 0), SHAPE),
     )
-    result = zmrs.mosaic([*frames, far, "no.fits"], center=(150.0, 30.0), size=(60, 48))
+    result = unmatched([*frames, far, "no.fits"], center=(150.0, 30.0), size=(60, 48))
     status = {Path(row.name).name: (row.status, row.reason) for row in result.inputs}
     assert status["far.fits"][0] == status["no.fits"][0] == "left_out"
     assert "does not touch" in status["far.fits"][1]
@@ -554,7 +554,7 @@ def test_what_a_listener_raises_stops_the_job(
             raise StopError
 
     with pytest.raises(StopError):
-        zmrs.mosaic(frames, tmp_path / "out.fits", progress=listener)
+        unmatched(frames, tmp_path / "out.fits", progress=listener)
     assert not tree(tmp_path)
 
 
@@ -569,7 +569,7 @@ def test_a_listener_stops_the_pass(frames: list[Path], tmp_path: Path) -> None:
             raise StopError
 
     with pytest.raises(StopError):
-        zmrs.mosaic(
+        unmatched(
             frames, tmp_path / "out.fits", progress=listener, scale=0.01, kernel="lanczos3",
             max_output_pixels=10**12, threads=1, memory="512MiB",
         )  # fmt: skip
@@ -578,14 +578,14 @@ def test_a_listener_stops_the_pass(frames: list[Path], tmp_path: Path) -> None:
 
 
 def test_a_plan_of_somebody_else(frames: list[Path]) -> None:
-    result = zmrs.mosaic(frames, plan={"cpu_workers": 1, "rows_per_chunk": 7, "name": "mine"})
+    result = unmatched(frames, plan={"cpu_workers": 1, "rows_per_chunk": 7, "name": "mine"})
     assert (result.plan.name, result.plan.rows_per_chunk) == ("mine", 7)
     assert result.stats["workers"] == 1
     assert result.stats["bands"] == -(-result.data.shape[0] // 7)
     assert result.plan.memory_bytes is not None, "a plan without a limit gets one"
-    both = zmrs.mosaic(frames, plan={"cpu_workers": 1, "memory_bytes": 1 << 33}, memory="1GiB")
+    both = unmatched(frames, plan={"cpu_workers": 1, "memory_bytes": 1 << 33}, memory="1GiB")
     assert both.plan.memory_bytes == both.stats["allowed_bytes"] < 1 << 33
-    own = zmrs.mosaic(frames, plan={"cpu_workers": 1, "memory_bytes": 1 << 33})
+    own = unmatched(frames, plan={"cpu_workers": 1, "memory_bytes": 1 << 33})
     assert own.plan.memory_bytes == own.stats["allowed_bytes"] == 1 << 33
 
 
@@ -612,7 +612,7 @@ def test_misuse(
     error: type[Exception], inputs: list[Any] | None, words: dict[str, Any], frames: list[Path]
 ) -> None:
     with pytest.raises(error):
-        zmrs.mosaic(frames if inputs is None else inputs, **words)
+        unmatched(frames if inputs is None else inputs, **words)
 
 
 def test_importing_does_not_touch_signals() -> None:

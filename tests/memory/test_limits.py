@@ -139,6 +139,26 @@ def test_36_tiles(limit_mib: int, tiles_36: Path, work: Path) -> None:
         assert case.read_amplification <= 1.2
 
 
+@pytest.mark.parametrize(
+    "words", [("--match", "offset"), ("--two-pass",), ("--match", "offset", "--two-pass")]
+)
+def test_36_tiles_matched_and_twice(words: tuple[str, ...], tiles_36: Path, work: Path) -> None:
+    case = mosaic(tiles_36, work, "--memory", "256MiB", *words)
+    case.assert_kept(f"36 tiles, 256 MiB, {' '.join(words)}", 256)
+    assert "--two-pass" not in words or case.two_pass["applied"]
+
+
+@pytest.mark.parametrize("words", [("--match", "offset"), ("--match", "offset", "--two-pass")])
+def test_the_smallest_limit_of_two_passes(
+    words: tuple[str, ...], tiles_36: Path, work: Path
+) -> None:
+    """With blurring and matching at their narrowest."""
+    refused = run("plan", tiles_36, "--memory", "50MiB", *words)
+    limit = smallest_limit(refused)
+    case = mosaic(tiles_36, work, "--memory", f"{limit}MiB", *words)
+    case.assert_kept(f"36 tiles, {' '.join(words)}, the smallest limit", limit)
+
+
 def test_the_limit_changes_no_pixel(tiles_36: Path, work: Path) -> None:
     first: list[np.ndarray] = []
     for memory, threads in (("128MiB", 1), ("400MiB", 3)):

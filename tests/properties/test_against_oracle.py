@@ -20,6 +20,7 @@ from astropy.wcs import WCS
 import oracle
 import sky
 import zmrs
+from sky import unmatched
 from zmrs import _zmrs
 from zmrs.config import COMBINES, KERNELS
 from zmrs.coordinates import MAX_COORD_ERROR_PX, locate
@@ -48,7 +49,7 @@ class Scene:
         )  # fmt: skip
 
     def made(self, kernel: str, how: str, inputs: Sequence[Any] | None = None) -> zmrs.Result:
-        return zmrs.mosaic(
+        return unmatched(
             inputs or self.inputs, wcs=self.wcs, shape=self.shape, kernel=kernel, combine=how,
             weights=self.weights, threads=2, memory="1GiB",
         )  # fmt: skip

@@ -10,6 +10,7 @@ from scipy.ndimage import binary_dilation, maximum_filter, minimum_filter
 
 import sky
 import zmrs
+from sky import unmatched
 from zmrs.config import COMBINES, KERNELS
 from zmrs.simulate import FrameSpec, Sky, dither_pattern, make_frame_wcs, pixel_area, render
 
@@ -17,7 +18,7 @@ RADIUS = {"nearest": 1, "bilinear": 1, "bicubic": 2, "lanczos2": 2, "lanczos3": 
 
 
 def mosaic(inputs: object, **kw: object) -> zmrs.Result:
-    return zmrs.mosaic(inputs, **{"threads": 2, "memory": "1GiB"} | kw)
+    return unmatched(inputs, **{"threads": 2, "memory": "1GiB"} | kw)
 
 
 # --------------------------------------------------------------------------------------- identity

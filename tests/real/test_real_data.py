@@ -29,7 +29,7 @@ from astropy.io import fits
 from astropy.wcs import WCS, FITSFixedWarning
 from scipy.ndimage import maximum_filter, minimum_filter, uniform_filter
 
-import zmrs
+from sky import unmatched
 from zmrs.errors import InputError
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -178,7 +178,7 @@ def test_mosaic_equals_that_of_reproject(each: Set, table: list[str]) -> None:
     assert each.paths
     template = str(DATA / each.folder / each.grid_of) if each.grid_of else None
     options = {"rotate": each.rotate} if each.rotate is not None else {}
-    result = zmrs.mosaic(each.paths, wcs=template, memory="2GiB", threads=2, **options)
+    result = unmatched(each.paths, wcs=template, memory="2GiB", threads=2, **options)
     assert [row.status for row in result.inputs] == ["used"] * len(each.paths)
     ours, coverage = result.data, result.coverage
     reference, count = theirs([read(p, each.hdu) for p in each.paths], result.wcs, ours.shape)
@@ -216,18 +216,18 @@ def test_images_without_a_wcs_say_so(folder: str, pattern: str) -> None:
     assert paths
     for path in paths:
         with pytest.raises(InputError, match=f"{path.name}: no WCS in its header; "):
-            zmrs.mosaic([path])
+            unmatched([path])
     good = DATA / "m13_compression" / "m13.fits"
-    result = zmrs.mosaic([paths[0], good])
+    result = unmatched([paths[0], good])
     assert [row.status for row in result.inputs] == ["used", "left_out"]
     with pytest.raises(InputError):
-        zmrs.mosaic([paths[0], good], strict=True)
+        unmatched([paths[0], good], strict=True)
 
 
 @pytest.mark.parametrize("packed", ["gzip", "rice", "plio"])
 def test_lossless_compressions_give_the_bits_of_the_plain_file(packed: str) -> None:
     folder = DATA / "m13_compression"
-    plain = zmrs.mosaic([folder / "m13.fits"], rotate=17.0)
-    other = zmrs.mosaic([folder / f"m13_{packed}.fits"], rotate=17.0)
+    plain = unmatched([folder / "m13.fits"], rotate=17.0)
+    other = unmatched([folder / f"m13_{packed}.fits"], rotate=17.0)
     np.testing.assert_array_equal(other.data, plain.data)
     np.testing.assert_array_equal(other.coverage, plain.coverage)

@@ -11,7 +11,7 @@ from astropy.io import fits
 from astropy.nddata import CCDData, NDData
 
 import sky
-import zmrs
+from sky import unmatched
 from zmrs.errors import BudgetError, InputError, UsageError
 from zmrs.simulate import make_frame_wcs
 
@@ -41,9 +41,9 @@ def test_every_kind_of_input_gives_the_same_mosaic(tmp_path: Path, image: Any, w
         NDData(image, wcs=wcs),
         CCDData(image, wcs=wcs, unit="adu"),
     ]
-    wanted = zmrs.mosaic([(image, wcs)], wcs=wcs, shape=SHAPE).data
+    wanted = unmatched([(image, wcs)], wcs=wcs, shape=SHAPE).data
     for kind in kinds:
-        got = zmrs.mosaic([kind], wcs=wcs, shape=SHAPE)
+        got = unmatched([kind], wcs=wcs, shape=SHAPE)
         np.testing.assert_array_equal(got.data, wanted, err_msg=str(type(kind)))
     np.testing.assert_array_equal(wanted, image)
 
@@ -55,8 +55,8 @@ def test_a_distorted_colour_hdu_is_read_as_its_file_is(tmp_path: Path, wcs: Any)
     cube = np.ones((3, *SHAPE), np.float32)
     hdu = fits.PrimaryHDU(cube, header)
     hdu.writeto(tmp_path / "cube.fits")
-    from_hdu = zmrs.mosaic([hdu])
-    from_file = zmrs.mosaic([tmp_path / "cube.fits"])
+    from_hdu = unmatched([hdu])
+    from_file = unmatched([tmp_path / "cube.fits"])
     assert from_hdu.data.tobytes() == from_file.data.tobytes()
     assert from_hdu.inputs[0].exposure_s == from_file.inputs[0].exposure_s
 
@@ -65,7 +65,7 @@ def test_masks_of_nddata_and_masked_arrays_add_up(image: Any, wcs: Any) -> None:
     hidden = np.zeros(SHAPE, bool)
     hidden[3, 4] = True
     masked = np.ma.masked_array(image.astype(np.int16), hidden)
-    result = zmrs.mosaic([(masked, wcs)], wcs=wcs, shape=SHAPE)
+    result = unmatched([(masked, wcs)], wcs=wcs, shape=SHAPE)
     np.testing.assert_array_equal(np.isnan(result.data), hidden)
 
 
@@ -74,22 +74,22 @@ def test_weights_belong_to_the_inputs_as_given(tmp_path: Path, image: Any, wcs: 
     bad = tmp_path / "bad.fits"
     bad.write_bytes(b"no fits")
     for weights in ([1, 7, 3], np.array([1.0, 7.0, 3.0]), iter([1, 7, 3])):
-        result = zmrs.mosaic([good[0], bad, good[1]], weights=weights)
+        result = unmatched([good[0], bad, good[1]], weights=weights)
         assert result.coverage.max() == 4.0
     with pytest.raises(UsageError, match="2 weights were given for 3 inputs"):
-        zmrs.mosaic([good[0], bad, good[1]], weights=[1, 2])
+        unmatched([good[0], bad, good[1]], weights=[1, 2])
     for weight in (0, -1, float("nan"), 1e-60):
         with pytest.raises(InputError, match="its weight is"):
-            zmrs.mosaic([good[0]], weights=[weight])
+            unmatched([good[0]], weights=[weight])
 
 
 def test_grids_come_as_wcs_header_or_template(tmp_path: Path, image: Any, wcs: Any) -> None:
     template = sky.write_image(tmp_path / "grid.fits", np.zeros((30, 30), np.float32), wcs)
     shapes = [
-        zmrs.mosaic([(image, wcs)], wcs=wcs, shape=(30, 30)).data,
-        zmrs.mosaic([(image, wcs)], wcs=wcs.to_header(), shape=(30, 30)).data,
-        zmrs.mosaic([(image, wcs)], wcs=template).data,
-        zmrs.mosaic([(image, wcs)], wcs=str(template)).data,
+        unmatched([(image, wcs)], wcs=wcs, shape=(30, 30)).data,
+        unmatched([(image, wcs)], wcs=wcs.to_header(), shape=(30, 30)).data,
+        unmatched([(image, wcs)], wcs=template).data,
+        unmatched([(image, wcs)], wcs=str(template)).data,
     ]
     for data in shapes:
         np.testing.assert_array_equal(data, image[:30, :30])
@@ -115,23 +115,23 @@ def test_nonsense_is_refused_by_name(image: Any, wcs: Any, options: Any, message
     if options.get("wcs") == "wcs":
         options = options | {"wcs": wcs}
     with pytest.raises(UsageError, match=message):
-        zmrs.mosaic([(image, wcs)], **options)
+        unmatched([(image, wcs)], **options)
 
 
 def test_a_refusal_names_a_limit_that_works_in_the_callers_terms(image: Any, wcs: Any) -> None:
     with pytest.raises(BudgetError) as refusal:
-        zmrs.mosaic([(image, wcs)], memory=2_000_000)
+        unmatched([(image, wcs)], memory=2_000_000)
     least = str(refusal.value).rsplit("--memory ", 1)[1]
     # Between the two calls the process itself may have grown a little.
     enough = f"{int(least.removesuffix('MiB.')) + 2}MiB"
-    assert zmrs.mosaic([(image, wcs)], memory=enough).data.shape == SHAPE
+    assert unmatched([(image, wcs)], memory=enough).data.shape == SHAPE
     with pytest.raises(BudgetError, match="max_chunk_bytes of 1000 bytes is too small"):
-        zmrs.mosaic([(image, wcs)], plan={"max_chunk_bytes": 1000})
+        unmatched([(image, wcs)], plan={"max_chunk_bytes": 1000})
 
 
 def test_hdu_may_be_a_number(tmp_path: Path, image: Any, wcs: Any) -> None:
     path = sky.write_image(tmp_path / "a.fits", image, wcs)
-    assert zmrs.mosaic([path], hdu=0).data.shape == SHAPE
+    assert unmatched([path], hdu=0).data.shape == SHAPE
 
 
 def test_a_damaged_compressed_file_is_left_out(tmp_path: Path, wcs: Any) -> None:
@@ -140,14 +140,14 @@ def test_a_damaged_compressed_file_is_left_out(tmp_path: Path, wcs: Any) -> None
     bad = tmp_path / "bad.fits.fz"
     header = wcs.to_header()
     fits.CompImageHDU(noise, header, compression_type="GZIP_1").writeto(bad)
-    whole = zmrs.mosaic([bad], wcs=wcs, shape=SHAPE)
+    whole = unmatched([bad], wcs=wcs, shape=SHAPE)
     np.testing.assert_array_equal(whole.data, noise)
     content = bytearray(bad.read_bytes())
     content[-2880:] = b"\xff" * 2880
     bad.write_bytes(content)
-    result = zmrs.mosaic([good, bad], wcs=wcs, shape=SHAPE)
+    result = unmatched([good, bad], wcs=wcs, shape=SHAPE)
     assert [row.status for row in result.inputs] == ["used", "left_out"]
     assert "cannot be decompressed" in result.inputs[1].reason
     assert result.coverage.max() == 1.0
     with pytest.raises(InputError, match="cannot be decompressed"):
-        zmrs.mosaic([good, bad], strict=True)
+        unmatched([good, bad], strict=True)

@@ -24,8 +24,8 @@ def _flag_of(option: Field[Any]) -> Callable[[Any], Any]:
     text = metadata["help"]
     if metadata["kind"] == "flag":
         return click.option(f"{flag}/--no-{flag[2:]}", default=None, help=text)
-    if isinstance(option.default, str):
-        text += f" [default: {option.default}]"
+    if option.default not in (None, False):
+        text += f" [default: {config.as_text(option.default)}]"
     metavar = metadata.get("metavar") or "|".join(metadata.get("choices", ()))
 
     def read(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Any:

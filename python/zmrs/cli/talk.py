@@ -23,6 +23,7 @@ _STAGES = {
     "geometry": "placing inputs",
     "decompress": "decompressing",
     "mosaic": "making the mosaic",
+    "two_pass": "second pass",
 }
 _LINE_EVERY_S = 5.0
 

@@ -85,7 +85,16 @@ fn job(kernel: Kernel, combine: Combine, depth: usize) -> Job {
         }
     });
     let inputs = inputs.collect();
-    Job { height: EDGE, width: EDGE, channels: 1, kernel, combine, inputs }
+    Job {
+        height: EDGE,
+        width: EDGE,
+        channels: 1,
+        kernel,
+        combine,
+        inputs,
+        match_offsets: false,
+        two_pass: None,
+    }
 }
 
 fn run(job: &Job) -> u64 {
@@ -96,7 +105,8 @@ fn run(job: &Job) -> u64 {
     let ledger = Ledger::new(1 << 30);
     let (cancel, progress) = (CancelToken::default(), Progress::default());
     let stats =
-        run_pass(job, fitted.layout, &fitted.plan, &ledger, &sink, &cancel, &progress).unwrap();
+        run_pass(job, fitted.layout, &fitted.plan, &ledger, &sink, None, &cancel, &progress)
+            .unwrap();
     stats.samples.iter().sum()
 }
 

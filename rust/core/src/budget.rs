@@ -74,6 +74,16 @@ impl Drop for Lease {
     }
 }
 
+/// Give memory that was freed back to the system: a stage of a job must not keep what the next one
+/// counts on. Only glibc keeps much.
+pub fn give_back() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: it only returns unused pages.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// A slice of zeros from fresh pages, which cost nothing until they are touched. Unlike `vec!` it
 /// gives an error when the system has no more, instead of ending the process.
 fn zeroed<T: Zero>(len: usize) -> Result<Box<[T]>> {
@@ -110,7 +120,7 @@ macro_rules! zero {
     // SAFETY: these are plain numbers.
     ($($t:ty),*) => { $(unsafe impl Zero for $t {})* };
 }
-zero!(u8, f32, f64);
+zero!(u8, u32, u64, f32, f64);
 
 /// A buffer of fixed length that is on loan from a ledger.
 #[derive(Debug)]

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::coadd::Combine;
+use crate::coverage::gains::Rules;
 use crate::geom::CoordGrid;
 use crate::plan::MAX_BYTES;
 use crate::resample::Kernel;
@@ -39,6 +40,7 @@ impl Input {
 }
 
 /// A mosaic to be made. The plan is beside it: it decides how, never what.
+#[derive(Clone)]
 pub struct Job {
     /// Rows of the output.
     pub height: usize,
@@ -52,6 +54,10 @@ pub struct Job {
     pub combine: Combine,
     /// The images, in the order in which they count.
     pub inputs: Vec<Input>,
+    /// Whether the inputs' offsets are solved for before the passes.
+    pub match_offsets: bool,
+    /// How the second pass corrects the inputs, if there is one.
+    pub two_pass: Option<Rules>,
 }
 
 impl Job {
@@ -99,6 +105,23 @@ impl Job {
             )));
         }
         self.inputs.iter().try_for_each(|input| self.check(input))
+    }
+
+    /// The same job with other gains and offsets of its inputs, by input and channel. Images and
+    /// coordinates are shared.
+    pub fn with_photometry(&self, gains: Vec<Vec<f64>>, offsets: Vec<Vec<f64>>) -> Result<Self> {
+        if (gains.len(), offsets.len()) != (self.inputs.len(), self.inputs.len()) {
+            return Err(Error::Argument("gains and offsets of every input are needed".to_owned()));
+        }
+        let affine = gains.into_iter().zip(offsets);
+        let inputs = self.inputs.iter().zip(affine).map(|(input, (gain, offset))| Input {
+            gain,
+            offset,
+            ..input.clone()
+        });
+        let job = Self { inputs: inputs.collect(), ..*self };
+        job.validate()?;
+        Ok(job)
     }
 
     /// Planes of the output: the channels and the coverage.

@@ -11,9 +11,14 @@ use std::collections::HashSet;
 
 use crate::budget::Projection;
 use crate::coadd::{COLUMNS, ROWS, TileBuffers};
+use crate::coverage::gains::{self, Rules};
+use crate::coverage::marks::{Mark, MarkBuffer};
+use crate::coverage::merge::MergeSink;
+use crate::coverage::percentile;
 use crate::geom::Rect;
 use crate::job::Job;
 use crate::parallel::STACK_BYTES;
+use crate::photometry;
 use crate::plan::Plan;
 use crate::source::{self, READ_CHUNK_BYTES, Source, Store};
 use crate::window::{MOST_PIXELS, Window, most_values, windows_of};
@@ -101,6 +106,9 @@ pub struct Traffic {
     pub write_bytes: u64,
     /// Samples of one pass at most: output pixels in the inputs' boxes, each channel by itself.
     pub samples: u64,
+    /// Bytes of scratch files that a second pass needs: its image, the scale map, the marks of
+    /// the inputs (as many as there are without gaps in their masks).
+    pub two_pass_bytes: u64,
 }
 
 /// What the steps of a layout need at their worst. Two are held at once, an even and an odd one.
@@ -206,6 +214,7 @@ impl Layout {
             ..Traffic::default()
         };
         let mut before: Option<Step> = None;
+        let mut marks = 0;
         for step in self.steps(job) {
             traffic.steps += 1;
             traffic.blocks += usize::from(step.is_first);
@@ -214,13 +223,18 @@ impl Layout {
                 let kept = kept.map_or(0, |(_, rows)| (rows.end - rows.start) as u64);
                 let input = &job.inputs[window.input];
                 let served = Rect::new(window.out_x.clone(), step.rect.y0..step.rect.y1);
-                let area = served.intersect(&input.grid.rect()).area();
-                traffic.samples += (area * job.channels) as u64;
+                let served = served.intersect(&input.grid.rect());
+                traffic.samples += (served.area() * job.channels) as u64;
+                marks += served.height() * served.width().div_ceil(COLUMNS);
                 for source in std::iter::once(&input.image).chain(&input.weight_map) {
                     traffic.read_bytes += read_bytes(source, &window.rect, kept);
                 }
             }
             before = Some(step);
+        }
+        if job.two_pass.is_some() {
+            let map = job.height * job.width * size_of::<f32>();
+            traffic.two_pass_bytes = (job.channels * map + map + marks * size_of::<Mark>()) as u64;
         }
         traffic
     }
@@ -247,6 +261,8 @@ pub struct Fitted {
     pub projection: Projection,
     /// The part of it that the pass does not lease itself.
     pub outside_bytes: u64,
+    /// What the work on the coverage, between the passes, may lease.
+    pub coverage_bytes: u64,
 }
 
 /// Cut the output into the tallest bands and the widest blocks that fit the plan's memory.
@@ -305,7 +321,9 @@ impl Fitting<'_> {
         let (job, plan) = (self.job, &self.plan);
         let allowed = plan.memory_bytes.unwrap_or(u64::MAX);
         let chunk = plan.max_chunk_bytes.unwrap_or(u64::MAX);
-        let taken = self.fixed.total().saturating_add(self.workers_bytes());
+        // Samples that are kept are not available to the passes.
+        let kept = if job.two_pass.is_some() { self.matching_bytes(0) } else { 0 };
+        let taken = self.fixed.total().saturating_add(self.workers_bytes()).saturating_add(kept);
         let available = allowed.saturating_sub(taken).min(chunk);
         let most_rows = plan.rows_per_chunk.map_or(job.height, |rows| rows as usize);
         let most_rows = most_rows.clamp(1, job.height);
@@ -318,12 +336,19 @@ impl Fitting<'_> {
             if projection.total() > allowed {
                 return Err(projection.refusal(allowed, self.held_bytes));
             }
+            let passes = self.workers_bytes() + chunk_bytes;
             let plan = Plan {
                 rows_per_chunk: Some(layout.band_rows as u64),
                 max_chunk_bytes: Some(chunk_bytes),
                 ..self.plan
             };
-            return Ok(Fitted { layout, plan, projection, outside_bytes: self.fixed.total() });
+            return Ok(Fitted {
+                layout,
+                plan,
+                projection,
+                outside_bytes: self.fixed.total() + kept,
+                coverage_bytes: passes + coverage_bytes(job, passes),
+            });
         }
         let (least, chunk_bytes) = self.project(least_layout(job), least_window_bytes(job));
         if least.total() <= allowed {
@@ -339,6 +364,16 @@ impl Fitting<'_> {
         self.plan.cpu_workers * worker_bytes(self.job)
     }
 
+    /// What matching takes beyond what the passes will take after it. Its samples are kept for a
+    /// second pass, and dropped before a single one.
+    fn matching_bytes(&self, passes: u64) -> u64 {
+        if !self.job.match_offsets {
+            return 0;
+        }
+        let bytes = photometry::bytes(self.job, self.plan.cpu_workers);
+        if self.job.two_pass.is_some() { bytes } else { bytes.saturating_sub(passes) }
+    }
+
     /// The worst moment with this layout, and the part of it that the plan calls a chunk: windows,
     /// running values and output rows.
     fn project(&self, layout: Layout, windows: u64) -> (Projection, u64) {
@@ -348,6 +383,9 @@ impl Fitting<'_> {
         projection.add("windows", windows);
         projection.add("running values", running);
         projection.add("output rows", output);
+        let passes = self.workers_bytes() + windows + running + output;
+        projection.add("matching", self.matching_bytes(passes));
+        projection.add("coverage", coverage_bytes(self.job, passes));
         // Planning may have taken more for a moment than the pass will.
         let above = self.planning_peak_bytes.saturating_sub(projection.total());
         projection.add("planning", above);
@@ -463,5 +501,19 @@ fn fixed_terms(job: &Job, plan: &Plan, reserved: &Projection) -> Projection {
 
 /// What a worker leases.
 fn worker_bytes(job: &Job) -> u64 {
-    TileBuffers::bytes(job.channels) + READ_CHUNK_BYTES as u64
+    let merging = match job.two_pass {
+        Some(_) => MarkBuffer::BYTES + MergeSink::worker_bytes(job.channels, job.width),
+        None => 0,
+    };
+    TileBuffers::bytes(job.channels) + READ_CHUNK_BYTES as u64 + merging
+}
+
+/// What the work on the coverage, between the passes, takes beyond what the passes have taken.
+fn coverage_bytes(job: &Job, passes: u64) -> u64 {
+    let least = |rules: Rules| {
+        let percentile = percentile::worker_bytes(job.width, job.planes());
+        // A blur that makes no sense is refused where it begins.
+        gains::least_bytes(job.width, rules.sigma_px).unwrap_or(0).max(percentile)
+    };
+    job.two_pass.map_or(0, |rules| least(rules).saturating_sub(passes))
 }

@@ -11,6 +11,7 @@
 pub mod budget;
 pub mod cancel;
 pub mod coadd;
+pub mod coverage;
 pub mod cpu;
 pub mod error;
 pub mod geom;
@@ -19,6 +20,7 @@ pub mod layout;
 mod load;
 pub mod parallel;
 pub mod pass;
+pub mod photometry;
 pub mod plan;
 pub mod reproject;
 pub mod resample;

@@ -60,6 +60,13 @@ pub struct Rows<'a> {
     from: Option<Loaded<'a>>,
 }
 
+impl<'a> Rows<'a> {
+    /// Rows `y` of a window, to be read into `planes`.
+    pub fn unread(window: &'a Window, y: Range<i64>, planes: Vec<&'a mut [f32]>) -> Self {
+        Self { window, y, planes, from: None }
+    }
+}
+
 /// Fills windows.
 pub struct Loader<'a> {
     /// The job whose inputs are read.

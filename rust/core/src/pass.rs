@@ -15,6 +15,7 @@ use std::thread;
 use crate::budget::{LeasedVec, Ledger};
 use crate::cancel::CancelToken;
 use crate::coadd::{self, Place, Tile, TileBuffers};
+use crate::coverage::marks::{MarkBuffer, Marker, Marks};
 use crate::cpu::dispatched;
 use crate::geom::Rect;
 use crate::job::Job;
@@ -54,13 +55,15 @@ pub struct PassStats {
     pub chunk_peak: u64,
 }
 
-/// Make the mosaic of `job`, cut as `layout` says, with the resources of `plan`.
+/// Make the mosaic of `job`, cut as `layout` says, with the resources of `plan`. `marks` receives
+/// where each input lies.
 pub fn run_pass(
     job: &Job,
     layout: Layout,
     plan: &Plan,
     ledger: &Arc<Ledger>,
     sink: &dyn Sink,
+    marks: Option<&Marks>,
     cancel: &CancelToken,
     progress: &Progress,
 ) -> Result<PassStats> {
@@ -71,10 +74,11 @@ pub fn run_pass(
         table: TapTable::new(job.kernel),
         loader,
         sink,
+        marks,
         cancel,
         refused: AtomicUsize::new(0),
     };
-    let crew = (0..plan.cpu_workers).map(|_| Worker::new(job, ledger));
+    let crew = (0..plan.cpu_workers).map(|_| Worker::new(job, marks.is_some(), ledger));
     let mut crew = crew.collect::<Result<Vec<_>>>()?;
     let need = layout.need(job);
     let chunk = &ledger.part(plan.max_chunk_bytes.unwrap_or(u64::MAX));
@@ -135,6 +139,7 @@ struct Pass<'a> {
     table: TapTable,
     loader: Loader<'a>,
     sink: &'a dyn Sink,
+    marks: Option<&'a Marks>,
     cancel: &'a CancelToken,
     /// Most threads that the system has not granted at once.
     refused: AtomicUsize,
@@ -145,15 +150,17 @@ struct Worker {
     tile: TileBuffers,
     chunk: LeasedVec<u8>,
     space: Workspace,
+    marks: Option<MarkBuffer>,
     samples: Vec<u64>,
 }
 
 impl Worker {
-    fn new(job: &Job, ledger: &Arc<Ledger>) -> Result<Self> {
+    fn new(job: &Job, leaves_marks: bool, ledger: &Arc<Ledger>) -> Result<Self> {
         Ok(Self {
             tile: TileBuffers::new(job.channels, ledger)?,
             chunk: ledger.zeroed(READ_CHUNK_BYTES)?,
             space: Workspace::default(),
+            marks: leaves_marks.then(|| MarkBuffer::new(ledger)).transpose()?,
             samples: vec![0; job.inputs.len()],
         })
     }
@@ -299,12 +306,14 @@ impl Pass<'_> {
         match task {
             Task::Load(task) => self.loader.run(task, &mut worker.chunk),
             Task::Rows(mut rows) => {
-                compute_rows(self.job, &self.table, loaded, &mut rows, worker);
+                compute_rows(self.job, &self.table, loaded, self.marks, &mut rows, worker);
+                if let (Some(buffer), Some(file)) = (&mut worker.marks, self.marks) {
+                    buffer.flush(&(rows.rect.y0 as usize..rows.rect.y1 as usize), file)?;
+                }
                 // A row is complete with the last block of its band.
                 if rows.is_last && rows.rect.x1 == self.job.width as i64 {
-                    for plane in rows.planes {
-                        self.sink.encode(plane);
-                    }
+                    let span = rows.rect.y0 as usize..rows.rect.y1 as usize;
+                    self.sink.finish(span, &mut rows.planes)?;
                 }
                 Ok(())
             }
@@ -318,6 +327,7 @@ dispatched! {
         job: &Job,
         table: &TapTable,
         loaded: &[Loaded],
+        marks: Option<&Marks>,
         rows: &mut OutputRows,
         worker: &mut Worker,
     ) = compute_rows_here
@@ -328,10 +338,12 @@ fn compute_rows_here(
     job: &Job,
     table: &TapTable,
     loaded: &[Loaded],
+    marks: Option<&Marks>,
     rows: &mut OutputRows,
     worker: &mut Worker,
 ) {
     let rect = rows.rect;
+    let lines = rect.y0 as usize..rect.y1 as usize;
     for x in (rect.x0..rect.x1).step_by(coadd::COLUMNS) {
         let area = Rect::new(x..rect.x1.min(x + coadd::COLUMNS as i64), rect.y0..rect.y1);
         let kept = Place { stride: rect.width(), column: (x - rect.x0) as usize };
@@ -345,7 +357,12 @@ fn compute_rows_here(
             if span.end <= area.x0 || span.start >= area.x1 {
                 continue;
             }
-            let valid = project(job, table, input, &area, &mut tile, &mut worker.space);
+            let mut marker = match (&mut worker.marks, marks) {
+                (Some(buffer), Some(file)) => Some(Marker { buffer, file, rows: &lines }),
+                _ => None,
+            };
+            let space = &mut worker.space;
+            let valid = project(job, table, input, &area, &mut tile, space, &mut marker);
             worker.samples[input.window.input] += valid;
         }
         if rows.is_last {

@@ -1,6 +1,7 @@
 //! One input onto one tile of the output: coordinates, then samples.
 
 use crate::coadd::Tile;
+use crate::coverage::marks::{LEAST_MASK, Marker, MaskRule};
 use crate::geom::{CellKind, CoordGrid, Rect, SNAP_PX, cubic};
 use crate::job::{Input, Job};
 use crate::resample::{Kernel, Plane, RUN, Run, TapTable, sample};
@@ -44,6 +45,7 @@ pub fn project(
     rect: &Rect,
     tile: &mut Tile,
     space: &mut Workspace,
+    marker: &mut Option<Marker>,
 ) -> u64 {
     let input = &job.inputs[loaded.window.input];
     let grid = &input.grid;
@@ -87,8 +89,12 @@ pub fn project(
                         clip.listed(&record[skip..skip + 2 * len], &mut space.run);
                     }
                 }
-                valid +=
-                    u64::from(add_run(job, table, input, loaded, tile, (part.start, y), space));
+                let at = (part.start, y);
+                let counted = add_run(job, table, input, loaded, tile, at, space);
+                valid += u64::from(counted);
+                if let Some(marker) = marker {
+                    mark_run(loaded, at, counted as usize, space, marker);
+                }
             }
         }
     }
@@ -131,6 +137,44 @@ fn add_run(
     tile.add(input, at, &space.values, &weights[..space.run.len])
 }
 
+/// Mark where the mask of the input covers a run, of which `counted` samples are valid.
+#[inline(always)]
+fn mark_run(
+    loaded: &Loaded,
+    at: (i64, i64),
+    counted: usize,
+    space: &Workspace,
+    marker: &mut Marker,
+) {
+    let (run, values) = (&space.run, &space.values[0]);
+    let input = loaded.window.input;
+    match marker.file.rule {
+        MaskRule::Values => marker.run(input, at, run.len, |k| values[k] > LEAST_MASK),
+        // Samples are valid only when all that a linear interpolation looks at is.
+        MaskRule::Validity if counted == run.len => marker.run(input, at, run.len, |_| true),
+        MaskRule::Validity => marker.run(input, at, run.len, |k| {
+            !values[k].is_nan() || valid_share(loaded.plane(0), run, k) > LEAST_MASK
+        }),
+    }
+}
+
+/// The mask of valid pixels, interpolated linearly at a position; 0 outside the frame.
+fn valid_share(plane: Plane, run: &Run, k: usize) -> f32 {
+    let (fx, fy) = (run.fx[k], run.fy[k]);
+    if fx.is_nan() {
+        return 0.0;
+    }
+    let first = run.index[k] as usize;
+    let taps = [
+        (first, (1.0 - fx) * (1.0 - fy)),
+        (first + 1, fx * (1.0 - fy)),
+        (first + plane.stride, (1.0 - fx) * fy),
+        (first + plane.stride + 1, fx * fy),
+    ];
+    let valid = taps.iter().filter(|(at, tap)| *tap > 0.0 && !plane.pixels[*at].is_nan());
+    valid.map(|(_, tap)| tap).sum()
+}
+
 /// The coordinates (x, y pairs) that an exact cell keeps for output row `y`.
 #[inline(always)]
 fn exact_row<'a>(
@@ -147,7 +191,7 @@ fn exact_row<'a>(
 }
 
 /// From coordinates in the frame to positions in a window.
-struct Clip {
+pub(crate) struct Clip {
     /// Positions beyond these are outside the frame: half a pixel past its outermost centres, and
     /// a little more, so that rounding does not fray an edge that runs through pixel centres.
     outside: [f64; 2],
@@ -159,7 +203,7 @@ struct Clip {
 
 impl Clip {
     #[inline(always)]
-    fn new(grid: &CoordGrid, window: &Rect, radius: usize) -> Self {
+    pub(crate) fn new(grid: &CoordGrid, window: &Rect, radius: usize) -> Self {
         let frame = grid.frame().map(|n| n as f64);
         let reach = radius as i64;
         // Pixels that have all their taps in the window. Every position of a run does, unless a
@@ -196,7 +240,7 @@ impl Clip {
 
     /// The run whose coordinates are listed, x and y in turn.
     #[inline(always)]
-    fn listed(&self, coordinates: &[f64], run: &mut Run) {
+    pub(crate) fn listed(&self, coordinates: &[f64], run: &mut Run) {
         let (pairs, _) = coordinates.as_chunks::<2>();
         run.len = pairs.len();
         for k in 0..RUN {
@@ -205,13 +249,26 @@ impl Clip {
         }
     }
 
+    /// The row of the frame at or before a position, if that lies in the frame.
+    #[inline(always)]
+    pub(crate) fn row(&self, x: f64, y: f64) -> Option<i64> {
+        let (x, y) = (snap(x), snap(y));
+        self.is_inside(x, y).then(|| floor(y.clamp(self.low[1], self.high[1])) as i64)
+    }
+
+    /// Whether snapped coordinates lie in the frame; NaN does not.
+    #[inline(always)]
+    fn is_inside(&self, x: f64, y: f64) -> bool {
+        (x >= -0.5 - SNAP_PX)
+            & (y >= -0.5 - SNAP_PX)
+            & (x <= self.outside[0])
+            & (y <= self.outside[1])
+    }
+
     #[inline(always)]
     fn position(&self, x: f64, y: f64) -> (u32, f32, f32) {
         let (x, y) = (snap(x), snap(y));
-        let inside = (x >= -0.5 - SNAP_PX)
-            & (y >= -0.5 - SNAP_PX)
-            & (x <= self.outside[0])
-            & (y <= self.outside[1]);
+        let inside = self.is_inside(x, y);
         // In this order a NaN becomes the lower bound.
         let clamp = |v: f64, k: usize| {
             let v = if v > self.low[k] { v } else { self.low[k] };

@@ -1,44 +1,60 @@
 //! Planes of single-precision big-endian samples at given places of a file.
 
 use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::Sink;
 use crate::{Error, Result};
 
-/// Writes rows into a FITS file whose headers somebody else has written.
+/// Where a plane lies: in which file, and from which byte on.
+pub type Target = (PathBuf, u64);
+
+/// Writes rows into files whose headers, if any, somebody else has written.
 pub struct FitsSink {
-    path: PathBuf,
-    file: File,
+    planes: Vec<(Target, Arc<File>)>,
     width: usize,
-    offsets: Vec<u64>,
     write_back: bool,
 }
 
 impl FitsSink {
-    /// The planes begin at the bytes `offsets` of `path`, which exists. With `write_back` each
-    /// band is sent to the disk at once and the one before it is waited for, so that no more than
-    /// two bands of dirty pages exist: under a memory limit of the system those would kill.
-    pub fn open(path: PathBuf, width: usize, offsets: Vec<u64>, write_back: bool) -> Result<Self> {
-        let file = File::options().write(true).open(&path);
-        let file = file.map_err(|e| Error::writing(&path, &e))?;
-        Ok(Self { path, file, width, offsets, write_back })
+    /// Each plane has its target, in a file that exists; planes without one are dropped. With
+    /// `write_back` each band is sent to the disk at once and the one before it is waited for, so
+    /// that no more than two bands of dirty pages exist: under a memory limit of the system those
+    /// would kill.
+    pub fn open(targets: Vec<Target>, width: usize, write_back: bool) -> Result<Self> {
+        let mut planes: Vec<(Target, Arc<File>)> = Vec::with_capacity(targets.len());
+        for target in targets {
+            let known = planes.iter().find(|((path, _), _)| *path == target.0);
+            let file = if let Some((_, file)) = known {
+                Arc::clone(file)
+            } else {
+                let file = File::options().write(true).open(&target.0);
+                Arc::new(file.map_err(|e| Error::writing(&target.0, &e))?)
+            };
+            planes.push((target, file));
+        }
+        Ok(Self { planes, width, write_back })
     }
 }
 
 impl Sink for FitsSink {
-    fn encode(&self, rows: &mut [f32]) {
-        crate::cpu::encode(rows);
+    fn finish(&self, _rows: Range<usize>, planes: &mut [&mut [f32]]) -> Result<()> {
+        for plane in planes {
+            crate::cpu::encode(plane);
+        }
+        Ok(())
     }
 
     fn write(&self, rows: Range<usize>, planes: &[&[f32]]) -> Result<()> {
-        for (offset, plane) in self.offsets.iter().zip(planes) {
+        for (((path, offset), file), plane) in self.planes.iter().zip(planes) {
             let bytes = as_bytes(plane);
             let at = offset + (rows.start * self.width * size_of::<f32>()) as u64;
-            write_all_at(&self.file, bytes, at).map_err(|e| Error::writing(&self.path, &e))?;
+            write_all_at(file, bytes, at).map_err(|e| Error::writing(path, &e))?;
             if self.write_back {
-                send_to_disk(&self.file, at, bytes.len() as u64);
+                send_to_disk(file, at, bytes.len() as u64);
             }
         }
         Ok(())
@@ -53,18 +69,42 @@ pub(crate) fn to_big_endian(values: &mut [f32]) {
     }
 }
 
+/// Copy all of a file of finished planes into another file, from byte `at` on. `write_back` is as
+/// for [`FitsSink::open`].
+pub fn copy_planes(from: &Path, to: &Path, at: u64, write_back: bool) -> Result<()> {
+    let mut source = File::open(from).map_err(|e| Error::reading(from, &e))?;
+    let mut target = File::options().write(true).open(to).map_err(|e| Error::writing(to, &e))?;
+    let failed = |e: std::io::Error| Error::writing(to, &e);
+    target.seek(SeekFrom::Start(at)).map_err(failed)?;
+    let mut done = at;
+    loop {
+        let copied = std::io::copy(&mut (&mut source).take(COPY_BYTES), &mut target);
+        let copied = copied.map_err(failed)?;
+        if copied == 0 {
+            return Ok(());
+        }
+        if write_back {
+            send_to_disk(&target, done, copied);
+        }
+        done += copied;
+    }
+}
+
+/// Bytes that are copied at once.
+const COPY_BYTES: u64 = 8 << 20;
+
 fn as_bytes(values: &[f32]) -> &[u8] {
     // SAFETY: any four bytes of a float are four bytes, and u8 has no alignment.
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
 }
 
 #[cfg(unix)]
-fn write_all_at(file: &File, bytes: &[u8], at: u64) -> std::io::Result<()> {
+pub(crate) fn write_all_at(file: &File, bytes: &[u8], at: u64) -> std::io::Result<()> {
     std::os::unix::fs::FileExt::write_all_at(file, bytes, at)
 }
 
 #[cfg(windows)]
-fn write_all_at(file: &File, mut bytes: &[u8], mut at: u64) -> std::io::Result<()> {
+pub(crate) fn write_all_at(file: &File, mut bytes: &[u8], mut at: u64) -> std::io::Result<()> {
     use std::os::windows::fs::FileExt;
     while !bytes.is_empty() {
         let n = file.seek_write(bytes, at)?;

@@ -20,7 +20,9 @@ impl<'a> MemorySink<'a> {
 }
 
 impl Sink for MemorySink<'_> {
-    fn encode(&self, _rows: &mut [f32]) {}
+    fn finish(&self, _rows: Range<usize>, _planes: &mut [&mut [f32]]) -> Result<()> {
+        Ok(())
+    }
 
     fn write(&self, rows: Range<usize>, planes: &[&[f32]]) -> Result<()> {
         let mut targets = self.planes.lock().unwrap_or_else(PoisonError::into_inner);

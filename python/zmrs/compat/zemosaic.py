@@ -1,0 +1,390 @@
+"""The Two-Pass of ZeMosaic 4.5 under its own names and arguments, on arrays.
+
+Numbers are the reference's, cost is not: tiles are resampled by the engine within their footprints
+only, on any number of threads.  Its form is kept: mean, binary weights, background matching always;
+the blur is in single precision, whose rounding decides which pixels of flat coverage count.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from zmrs import _zmrs, limits
+from zmrs.errors import ZmrsError
+from zmrs.placing import scratch_folder
+from zmrs.plan import select_two_pass_plan
+from zmrs.post_stack import log_gpu_refused, log_plan, log_request
+from zmrs.settings import flag, known, setting
+from zmrs.two_pass import coverage_renorm, gain_of, masks_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+__all__ = [
+    "apply_two_pass_coverage_renorm_if_requested",
+    "compute_per_tile_gains_from_coverage",
+    "run_second_pass_coverage_renorm",
+    "select_two_pass_parallel_plan",
+]
+
+log = logging.getLogger("zmrs")
+
+_DEFAULT_SIGMA_PX = 50
+_DEFAULT_CLIP = (0.85, 1.18)
+_THRESHOLD = 2.0
+
+
+def select_two_pass_parallel_plan(
+    *, phase5_plan: Any, fallback_plan: Any, zconfig: Any = None
+) -> Any:
+    """`zmrs.plan.select_two_pass_plan` under its old name."""
+    return select_two_pass_plan(
+        phase5_plan=phase5_plan, fallback_plan=fallback_plan, config=zconfig
+    )
+
+
+def compute_per_tile_gains_from_coverage(
+    tiles: Sequence[Any],
+    tiles_wcs: Sequence[Any],
+    final_wcs: Any,
+    coverage_p1: Any,
+    *,
+    sigma_px: int,
+    gain_clip: Any,
+    logger: logging.Logger | None = None,
+    use_gpu: bool = False,
+    tiles_coverage: Sequence[Any] | None = None,
+    parallel_plan: Any = None,
+    cpu_workers: int | None = None,
+    row_chunk_size: int | None = None,
+    chunk_bytes_limit: int | None = None,
+    progress_emitter: Callable[..., object] | None = None,
+) -> list[float]:
+    """Gains of tiles from the coverage of the first pass.
+
+    Parameters
+    ----------
+    tiles, tiles_wcs
+        (H, W) or (H, W, C) arrays, of which only the shape matters, and their WCS.
+    final_wcs, coverage_p1
+        Grid and coverage (H, W) of the first pass.
+    sigma_px, gain_clip
+        Blur in pixels (0 is none) and bounds of a gain.
+    tiles_coverage
+        Mask planes (H, W); None, or one of another shape, is all ones.
+    parallel_plan
+        An object, a mapping or a `zmrs.Plan`: its coverage threshold counts.
+    logger, use_gpu, cpu_workers, row_chunk_size, chunk_bytes_limit, progress_emitter
+        Accepted; without effect on the result.
+
+    Returns
+    -------
+    list of float
+    """
+    del logger, use_gpu, cpu_workers, row_chunk_size, chunk_bytes_limit, progress_emitter
+    coverage = np.nan_to_num(np.asarray(coverage_p1, np.float32), posinf=0.0, neginf=0.0)
+    blurred = _reference_blur(coverage, _sigma(sigma_px))
+    shapes = [np.shape(tile)[:2] for tile in tiles]
+    planes = [
+        _mask_plane(mask, shape)
+        for mask, shape in zip(tiles_coverage or [None] * len(shapes), shapes, strict=True)
+    ]
+    with scratch_folder(None) as scratch:
+        grids = [
+            _grid_of(wcs, shape, final_wcs, coverage.shape, scratch)
+            for wcs, shape in zip(tiles_wcs, shapes, strict=True)
+        ]
+        masks = masks_of(planes, grids, coverage.shape)
+    clip, threshold = _clip(gain_clip), _threshold(parallel_plan)
+    return [gain_of(mask, coverage, blurred, clip=clip, threshold=threshold) for mask in masks]
+
+
+def run_second_pass_coverage_renorm(
+    tiles: Sequence[Any],
+    tiles_wcs: Sequence[Any],
+    final_wcs_p1: Any,
+    coverage_p1: Any,
+    shape_out: tuple[int, int],
+    *,
+    sigma_px: int,
+    gain_clip: Any,
+    logger: logging.Logger | None = None,
+    use_gpu_two_pass: bool | None = None,
+    tiles_coverage: Sequence[Any] | None = None,
+    tile_weights: Sequence[float] | None = None,
+    parallel_plan: Any = None,
+    telemetry_ctrl: Any = None,
+    debug_diag: Any = None,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+    """Coadd tiles again, with gains from the coverage of the first pass.
+
+    Parameters are those of `compute_per_tile_gains_from_coverage`; `tiles` are used as they are,
+    NaN is invalid; `tile_weights` are factors on whole tiles; the last two are without effect.
+
+    Returns
+    -------
+    tuple or None
+        Mosaic (H, W, C) with NaN where nothing covers, and coverage (H, W); None when there is
+        nothing to do or something fails, which is logged.
+    """
+    del telemetry_ctrl, debug_diag
+    logger = logger or log
+    if use_gpu_two_pass and not flag(parallel_plan, "use_gpu", True):
+        log_gpu_refused(logger)
+    if not tiles or final_wcs_p1 is None or coverage_p1 is None:
+        return None
+    try:
+        gains = compute_per_tile_gains_from_coverage(
+            tiles,
+            tiles_wcs,
+            final_wcs_p1,
+            coverage_p1,
+            sigma_px=sigma_px,
+            gain_clip=gain_clip,
+            tiles_coverage=tiles_coverage,
+            parallel_plan=parallel_plan,
+        )
+        return _coadd(
+            tiles, tiles_wcs, (final_wcs_p1, shape_out), gains, tiles_coverage, tile_weights,
+            parallel_plan,
+        )  # fmt: skip
+    except (ZmrsError, ValueError, TypeError, AttributeError, OSError) as error:
+        logger.warning("[TwoPass] the second pass failed: %s", error)
+        return None
+
+
+def apply_two_pass_coverage_renorm_if_requested(
+    final_mosaic_data: Any,
+    final_mosaic_coverage: Any,
+    *,
+    two_pass_enabled: bool,
+    two_pass_sigma_px: int,
+    gain_clip_tuple: Any,
+    final_output_wcs: Any,
+    final_output_shape_hw: tuple[int, int],
+    use_gpu_two_pass: bool,
+    logger: logging.Logger | None,
+    collected_tiles: Sequence[Any] | None = None,
+    fallback_tile_loader: Callable[[], Any] | None = None,
+    parallel_plan: Any = None,
+    telemetry_ctrl: Any = None,
+) -> tuple[Any, Any]:
+    """Renormalise a mosaic by its coverage; whatever fails leaves it as it is.
+
+    Parameters
+    ----------
+    final_mosaic_data, final_mosaic_coverage
+        First pass: (H, W) or (H, W, C), and (H, W).
+    two_pass_enabled
+        False gives the first pass back.
+    two_pass_sigma_px, gain_clip_tuple
+        As for `compute_per_tile_gains_from_coverage`.
+    final_output_wcs, final_output_shape_hw
+        Its grid.
+    collected_tiles
+        Tuples ``(tile, wcs[, coverage[, weight]])``.
+    fallback_tile_loader
+        Called when there are none: gives lists of tiles, WCS, and maybe coverages and weights.
+    parallel_plan
+        The plan that the line in the log tells of.
+
+    Returns
+    -------
+    tuple
+        Mosaic and coverage.
+    """
+    first = (final_mosaic_data, final_mosaic_coverage)
+    needed = (*first, final_output_wcs, final_output_shape_hw)
+    if not two_pass_enabled or any(one is None for one in needed):
+        return first
+    logger = logger or log
+    sigma, clip = _sigma(two_pass_sigma_px), _clip(gain_clip_tuple)
+    log_request(sigma, clip, np.shape(final_mosaic_coverage), logger)
+    log_plan(parallel_plan, logger)
+    try:
+        tiles, wcss, coverages, weights = _tiles(collected_tiles, fallback_tile_loader)
+    # They are somebody else's, and so is the loader: without tiles the first pass stays.
+    except Exception as error:
+        logger.warning("[TwoPass] the tiles cannot be used: %s", error)
+        tiles = []
+    if not tiles:
+        logger.warning("[TwoPass] there are no tiles; the first pass is kept")
+        return first
+    second = run_second_pass_coverage_renorm(
+        tiles,
+        wcss,
+        final_output_wcs,
+        final_mosaic_coverage,
+        final_output_shape_hw,
+        sigma_px=sigma,
+        gain_clip=clip,
+        logger=logger,
+        use_gpu_two_pass=use_gpu_two_pass,
+        tiles_coverage=coverages,
+        tile_weights=weights,
+        parallel_plan=parallel_plan,
+        telemetry_ctrl=telemetry_ctrl,
+    )
+    if second is None:
+        logger.warning("[TwoPass] there is no second pass; the first one is kept")
+        return first
+    image, coverage = second
+    if np.ndim(final_mosaic_data) == 2:
+        image = image[..., 0]
+    if np.shape(image) != np.shape(final_mosaic_data) or coverage.shape != np.shape(first[1]):
+        logger.warning("[TwoPass] the passes differ in shape; the first one is kept")
+        return first
+    merged, merged_coverage, part = coverage_renorm(first, (image, coverage))
+    if not part:
+        logger.warning("[TwoPass] the second pass is too dark everywhere; the first one is kept")
+        return first
+    logger.info("[TwoPass] merged (sigma=%g, clip=(%g, %g), fraction=%.4f)", sigma, *clip, part)
+    return merged, merged_coverage
+
+
+def _tiles(
+    collected: Sequence[Any] | None, loader: Callable[[], Any] | None
+) -> tuple[list[Any], list[Any], list[Any], list[float]]:
+    """Tiles, their WCS, masks and weights, from whichever source has them."""
+    given = [tuple(item) for item in collected or ()]
+    if not given and loader is not None:
+        tiles_given, *others = loader()
+        missing = [None] * len(tiles_given)
+        columns = [missing if column is None else column for column in others]
+        given = list(zip(tiles_given, *columns, strict=False))
+    tiles = [np.asarray(item[0], np.float32) for item in given]
+    coverages = [
+        item[2] if len(item) > 2 and item[2] is not None else _finite(tile)
+        for item, tile in zip(given, tiles, strict=True)
+    ]
+    weights = [item[3] if len(item) > 3 else 1.0 for item in given]
+    return tiles, [item[1] for item in given], coverages, [_weight(weight) for weight in weights]
+
+
+def _finite(tile: NDArray[np.float32]) -> NDArray[np.float32]:
+    """1 where any channel is finite."""
+    finite = np.isfinite(tile if tile.ndim == 3 else tile[..., np.newaxis])
+    return np.asarray(np.any(finite, axis=-1), np.float32)
+
+
+def _coadd(
+    tiles: Sequence[Any],
+    tiles_wcs: Sequence[Any],
+    output: tuple[Any, tuple[int, int]],
+    gains: Sequence[float],
+    coverages: Sequence[Any] | None,
+    weights: Sequence[float] | None,
+    plan: Any,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean of the corrected tiles, backgrounds matched, weights binary."""
+    final_wcs, (height, width) = output
+    inputs, used = [], []
+    with scratch_folder(None) as scratch:
+        for number, (tile, wcs) in enumerate(zip(tiles, tiles_wcs, strict=True)):
+            data = np.asarray(tile, np.float32)
+            planes = data[np.newaxis] if data.ndim == 2 else np.moveaxis(data, -1, 0)
+            shape = planes.shape[1:]
+            grid = _grid_of(wcs, shape, final_wcs, (height, width), scratch)
+            if grid is None:
+                continue
+            mask = None if coverages is None else coverages[number]
+            is_mask = mask is not None and np.shape(mask) == shape
+            binary = (np.nan_to_num(np.asarray(mask, np.float32)) > 0) if is_mask else None
+            inputs.append(
+                _zmrs.Input(
+                    f"tile {number}",
+                    _source(planes),
+                    grid,
+                    weight=_weight(weights[number] if weights else 1.0),
+                    weight_map=None if binary is None else _source(binary[np.newaxis]),
+                )
+            )
+            used.append([gains[number]] * len(planes))
+        channels = len(used[0]) if used else 1
+        job = _zmrs.Job((channels, height, width), "bilinear", "mean", inputs)
+        workers = known(plan, "cpu_workers") or limits.usable_processors()
+        engine_plan = _zmrs.Plan(cpu_workers=min(workers, limits.usable_processors()))
+        samples = _zmrs.sample_lattice(job, engine_plan)
+        offsets = samples.solve_offsets([gain[0] for gain in used]).offsets
+        job = job.with_photometry(used, offsets)
+        image = np.empty((channels, height, width), np.float32)
+        coverage = np.empty((height, width), np.float32)
+        layout = _zmrs.fit(job, engine_plan, 0, 0, 0, True)
+        _zmrs.run_pass_into_arrays(job, layout, image, coverage)
+    return np.moveaxis(image, 0, -1), coverage
+
+
+def _source(planes: NDArray[Any]) -> _zmrs.Source:
+    stored = np.ascontiguousarray(planes, np.float32)
+    channels, height, width = stored.shape
+    return _zmrs.Source.memory(stored.reshape(-1).view(np.uint8), -32, (channels, height, width))
+
+
+def _grid_of(
+    wcs: Any, shape: tuple[int, int], final_wcs: Any, final_shape: tuple[int, int], scratch: Any
+) -> _zmrs.CoordGrid | None:
+    """Where output pixels fall in a tile; None where it does not touch the output."""
+    from zmrs.coordinates import locate  # noqa: PLC0415  (brings astropy)
+
+    found = locate((final_wcs.celestial, final_shape), (wcs.celestial, shape), scratch)
+    return None if found is None else found.grid
+
+
+def _mask_plane(mask: Any, shape: tuple[int, int]) -> NDArray[np.float32]:
+    if mask is None or np.shape(mask) != shape:
+        return np.ones(shape, np.float32)
+    return np.nan_to_num(np.asarray(mask, np.float32))
+
+
+def _reference_blur(coverage: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
+    """The normalised blur with the reference's roundings."""
+    if sigma <= 0:
+        return coverage
+    from scipy.ndimage import gaussian_filter  # noqa: PLC0415  (late: 0.2 s)
+
+    blurred = gaussian_filter(coverage, sigma, truncate=4.0)
+    reach = gaussian_filter((coverage > 0).astype(np.float32), sigma, truncate=4.0)
+    mean = np.divide(blurred, reach, out=np.zeros_like(blurred), where=reach > 0)
+    return np.asarray(mean, np.float32)
+
+
+def _sigma(value: Any) -> int:
+    try:
+        return max(int(value), 0)
+    except (TypeError, ValueError, OverflowError):
+        return _DEFAULT_SIGMA_PX
+
+
+def _clip(value: Any) -> tuple[float, float]:
+    try:
+        low, high = sorted(float(bound) for bound in value)
+    except (TypeError, ValueError):
+        return _DEFAULT_CLIP
+    return (low, high) if np.isfinite([low, high]).all() else _DEFAULT_CLIP
+
+
+def _weight(value: Any) -> float:
+    """Anything that is no positive number counts as 1."""
+    try:
+        weight = float(value)
+    except (TypeError, ValueError):
+        return 1.0
+    return weight if np.isfinite(weight) and weight > 0 else 1.0
+
+
+def _threshold(plan: Any) -> float:
+    """The reference honours a threshold of 0 from an object, but not from a mapping."""
+    if isinstance(plan, Mapping):
+        value = plan.get("two_pass_coverage_threshold") or plan.get("coverage_threshold")
+    else:
+        value = setting(plan, "two_pass_coverage_threshold")
+    try:
+        return _THRESHOLD if value is None else max(float(value), 0.0)
+    except (TypeError, ValueError):
+        return _THRESHOLD

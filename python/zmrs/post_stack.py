@@ -1,0 +1,264 @@
+"""What happens to a mosaic after its first pass: the coverage renormalisation (Two-Pass).
+
+Both the normal and the SDS road come here, and only here is a plan chosen for the second pass.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from zmrs import _zmrs
+from zmrs.errors import Cancelled, DiskFullError, ZmrsError
+from zmrs.plan import global_plan, select_two_pass_plan
+from zmrs.settings import setting
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from zmrs.config import Options
+    from zmrs.photometry import Matching
+    from zmrs.pipeline import Prepared
+
+Targets = list[tuple["Path", int]]
+
+__all__ = [
+    "FirstPass",
+    "TwoPass",
+    "clip_of",
+    "log_gpu_refused",
+    "log_plan",
+    "log_request",
+    "read_into",
+    "targets_in",
+    "two_pass",
+]
+
+log = logging.getLogger("zmrs")
+
+_PERCENTILE = 5.0
+_PART_OF_PERCENTILE = 0.1
+_LEAST_EPSILON = 1e-6
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class FirstPass:
+    """A finished first pass.
+
+    Attributes
+    ----------
+    planes
+        Its image and coverage.
+    marks
+        Where each input lies.
+    """
+
+    planes: _zmrs.Planes
+    marks: _zmrs.Marks
+
+
+@dataclass
+class TwoPass:
+    """What came of the coverage renormalisation.
+
+    Attributes
+    ----------
+    is_applied
+        Whether the merged image was made; otherwise the first pass is kept.
+    gains
+        Of the inputs; all 1 when the first pass is kept.
+    reason
+        Why the first pass is kept; empty otherwise.
+    scales
+        Least and greatest value of the scale map, where it counts.
+    replaced
+        Part of all pixels that are the second pass's.
+    seconds
+        Time of each step.
+    """
+
+    gains: list[float]
+    is_applied: bool = False
+    reason: str = ""
+    scales: tuple[float, float] | None = None
+    replaced: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def figures(self) -> dict[str, Any]:
+        """For the figures of a run."""
+        return {
+            "applied": self.is_applied,
+            "reason": self.reason,
+            "gains": self.gains,
+            "scale_range": self.scales,
+            "replaced_fraction": self.replaced,
+            "seconds": self.seconds,
+        }
+
+
+def two_pass(
+    prepared: Prepared,
+    first: FirstPass,
+    matching: Matching | None,
+    options: Options,
+    targets: Targets,
+    scratch: Callable[[], Path],
+    *,
+    write_back: bool,
+    progress: Callable[[int, int], None],
+) -> TwoPass:
+    """Even out the inputs by their coverage: gains, second pass, merge.
+
+    The merged image is written to `targets`, one a channel, which do not hold the first pass.
+    Whatever fails on the way, short of a full disk or a request to stop, leaves the first pass as
+    it is, with one warning.
+    """
+    plan = select_two_pass_plan(
+        phase5_plan=prepared.plan,
+        fallback_plan=global_plan(prepared.grid.shape, len(prepared.placed), options, None),
+        config=options,
+    )
+    log_request(options.two_pass_sigma, clip_of(options), prepared.grid.shape)
+    log_plan(plan)
+    outcome = TwoPass([1.0] * len(prepared.placed))
+    try:
+        _renormalise(prepared, first, matching, targets, scratch, outcome, write_back, progress)
+    except (Cancelled, DiskFullError):
+        raise
+    except (ZmrsError, OSError) as error:
+        outcome = TwoPass([1.0] * len(prepared.placed), reason=str(error), seconds=outcome.seconds)
+    if outcome.reason:
+        log.warning("[TwoPass] the first pass is kept: %s", outcome.reason)
+    return outcome
+
+
+def clip_of(options: Options) -> tuple[float, float]:
+    """Least and greatest gain, in that order."""
+    low, high = sorted(options.two_pass_gain_clip)
+    return low, high
+
+
+def _renormalise(
+    prepared: Prepared,
+    first: FirstPass,
+    matching: Matching | None,
+    targets: Targets,
+    scratch: Callable[[], Path],
+    outcome: TwoPass,
+    write_back: bool,
+    progress: Callable[[int, int], None],
+) -> None:
+    job, layout, channels = prepared.job, prepared.layout, prepared.channels
+
+    def timed(step: str, began: float) -> float:
+        now = time.perf_counter()
+        outcome.seconds[step] = now - began
+        return now
+
+    now = time.perf_counter()
+    found = _zmrs.measure_gains(job, layout, first.planes, first.marks, scratch())
+    now = timed("gains", now)
+    if found.scales[0] <= found.scales[1]:
+        outcome.scales = found.scales
+    percentile = _zmrs.luminance_percentile(job, layout, first.planes, _PERCENTILE)
+    now = timed("percentile", now)
+    if percentile is None:
+        outcome.reason = "nothing is covered."
+        return
+    if percentile <= 0:
+        log.warning(
+            "[TwoPass] a twentieth of the mosaic is not above 0 (background subtracted?): the "
+            "ratio by which the passes are merged means little there"
+        )
+    epsilon = max(_PART_OF_PERCENTILE * percentile, _LEAST_EPSILON)
+    gains = [[gain] * channels for gain in found.gains]
+    offsets = [[0.0] * channels for _ in found.gains]
+    if matching is not None:
+        offsets = matching.offsets_after(found.gains)
+    now = timed("matching", now)
+    stats = _zmrs.run_pass_into_files(
+        job.with_photometry(gains, offsets),
+        layout,
+        targets,
+        write_back=write_back,
+        over=first.planes,
+        epsilon=epsilon,
+        progress=progress,
+    )
+    timed("second pass", now)
+    outcome.replaced = stats.replaced / (prepared.grid.height * prepared.grid.width)
+    if not stats.replaced:
+        outcome.reason = (
+            "the second pass is less than 0.4 times as bright everywhere; check the gains."
+        )
+        return
+    outcome.gains, outcome.is_applied = found.gains, True
+
+
+def targets_in(file: Path, prepared: Prepared) -> Targets:
+    """Places for the image of a job in a new scratch file, one a channel."""
+    file.touch()
+    plane_bytes = prepared.layout.write_bytes // (prepared.channels + 1)
+    return [(file, k * plane_bytes) for k in range(prepared.channels)]
+
+
+def read_into(file: Path, image: NDArray[np.float32]) -> None:
+    """Read a merged image into an array, a row at a time."""
+    rows = image.reshape(-1, image.shape[-1])
+    with file.open("rb") as stored:
+        for row in rows:
+            row[:] = np.fromfile(stored, ">f4", row.size)
+
+
+def log_request(
+    sigma: float,
+    clip: tuple[float, float],
+    shape: tuple[int, ...],
+    logger: logging.Logger = log,
+) -> None:
+    """The line that says what is asked for."""
+    logger.info(
+        "[TwoPass] Second pass requested (sigma=%g, clip=(%g, %g)); coverage shape=%s",
+        sigma,
+        *clip,
+        tuple(map(int, shape)),
+    )
+
+
+def log_gpu_refused(logger: logging.Logger = log) -> None:
+    """The line that says that the plan forbids the GPU that was asked for."""
+    logger.info("[TwoPass] GPU requested but disabled by plan.use_gpu=False -> forcing CPU")
+
+
+def log_plan(plan: Any, logger: logging.Logger = log) -> None:
+    """The line that proves which plan the second pass runs on."""
+    name = setting(plan, "name") or (type(plan).__name__ if plan is not None else "none")
+    logger.info(
+        "[TwoPass] plan=%s cpu_workers=%s use_gpu=%s max_chunk_mb=%s gpu_max_chunk_mb=%s rows=%s "
+        "gpu_rows=%s",
+        name,
+        _count(plan, "cpu_workers"),
+        bool(setting(plan, "use_gpu")),
+        _mib(plan, "max_chunk_bytes"),
+        _mib(plan, "gpu_max_chunk_bytes"),
+        _count(plan, "rows_per_chunk"),
+        _count(plan, "gpu_rows_per_chunk"),
+    )
+
+
+def _mib(plan: Any, name: str) -> str:
+    size = setting(plan, name)
+    return f"{size / _MIB:.2f}" if size and size > 0 else "-"
+
+
+def _count(plan: Any, name: str) -> str:
+    count = setting(plan, name)
+    return str(count) if count and count > 0 else "-"

@@ -1,0 +1,412 @@
+//! From the coverage of pass one to a gain for each input.
+//!
+//! The scale map s = clamp(c̄ / c, 0.5, 2), with c̄ the blurred coverage, says how much brighter the
+//! neighbourhood of a pixel is covered than the pixel itself. An input's gain is the exact median
+//! of s over the well-covered pixels that its mask covers. (Definition: the Two-Pass of `ZeMosaic`
+//! 4.5, as observed; its cost is not.)
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::marks::{Group, Mark, MarkBuffer, Marks};
+use super::planes::{Planes, as_bytes_mut};
+use super::select::locate;
+use super::{Blur, BlurSpace, Gaussian, RowSource, SEGMENT_ROWS};
+use crate::budget::{LeasedVec, Ledger};
+use crate::cancel::CancelToken;
+use crate::coadd::ROWS;
+use crate::parallel;
+use crate::source::read_exact_at;
+use crate::{Error, Result};
+
+/// Bounds of the scale map.
+const SCALES: (f32, f32) = (0.5, 2.0);
+
+/// Coverage below this is taken for it when it divides.
+const LEAST_COVERAGE: f32 = 1.19e-7;
+
+/// An input needs so many well-covered pixels, and this part of those that its mask covers.
+const LEAST_PIXELS: u64 = 64;
+const LEAST_PART: f64 = 0.001;
+
+/// The floats of [`SCALES`] are this many, and one more: twelve leading bits and twelve trailing.
+const BINS: usize = 1 << 12;
+
+/// How gains follow from coverage.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rules {
+    /// Standard deviation of the blur in pixels; 0 = none.
+    pub sigma_px: f64,
+    /// Gains are kept between these.
+    pub clip: (f64, f64),
+    /// Blurred coverage from which a pixel counts as well covered.
+    pub threshold: f64,
+}
+
+/// The gains, and how they came about.
+#[derive(Clone, Debug, Default)]
+pub struct Gains {
+    /// One for each input.
+    pub gains: Vec<f64>,
+    /// Pixels that each input's mask covers.
+    pub masked: Vec<u64>,
+    /// Well-covered ones among them.
+    pub used: Vec<u64>,
+    /// Least and greatest value of the scale map where it counts; reversed when it counts nowhere.
+    pub scales: (f32, f32),
+}
+
+/// What the work on coverage may take and where it may leave things.
+pub struct Means<'a> {
+    /// Workers at most.
+    pub workers: usize,
+    /// Lends all buffers.
+    pub ledger: &'a Arc<Ledger>,
+    /// Bytes of buffers at most.
+    pub bytes: u64,
+    /// Path of the scratch file for the scale map.
+    pub scratch: PathBuf,
+    /// Stops the work.
+    pub cancel: &'a CancelToken,
+}
+
+/// Bytes that the work takes at least, with one worker and histograms for one input.
+pub fn least_bytes(width: usize, sigma_px: f64) -> Result<u64> {
+    let gaussian = Gaussian::new(sigma_px)?;
+    Ok(MapSpace::bytes(width, &gaussian).max(SweepSpace::bytes(width, 1)))
+}
+
+/// Coverage rows of finished planes, the last of them.
+struct Coverage<'a>(&'a dyn Planes);
+
+impl RowSource for Coverage<'_> {
+    fn read(&self, y: usize, row: &mut [f32]) -> Result<()> {
+        self.0.read(self.0.count() - 1, y, row)
+    }
+}
+
+/// Measure the gains of `inputs` inputs whose masks `marks` has, given the finished planes of
+/// pass one.
+pub fn measure(
+    planes: &dyn Planes,
+    shape: (usize, usize),
+    marks: &Marks,
+    inputs: usize,
+    rules: &Rules,
+    means: &Means,
+) -> Result<Gains> {
+    let map = ScaleMap::create(means.scratch.clone(), shape)?;
+    let scales = map.fill(planes, rules, means)?;
+    let tasks = tasks(marks);
+    let mut gains = Gains { scales, ..Gains::default() };
+    // As many inputs at once as there is memory for their histograms.
+    let each = (BINS + 1) * size_of::<u32>();
+    let room = means.bytes.saturating_sub(SweepSpace::bytes(shape.1, 0)) / each as u64;
+    let at_once = (room as usize).clamp(1, inputs.max(1));
+    for first in (0..inputs).step_by(at_once) {
+        let batch = first..inputs.min(first + at_once);
+        map.medians(marks, &tasks, batch, rules, means, &mut gains)?;
+    }
+    Ok(gains)
+}
+
+/// Blur the coverage (the last of `planes`) into `out`, rows of an array.
+pub fn blurred(
+    planes: &dyn Planes,
+    (height, width): (usize, usize),
+    sigma_px: f64,
+    workers: usize,
+    ledger: &Arc<Ledger>,
+    cancel: &CancelToken,
+    out: &mut [f64],
+) -> Result<()> {
+    let gaussian = Gaussian::new(sigma_px)?;
+    let coverage = Coverage(planes);
+    let blur = Blur::new(&gaussian, height, width, &coverage);
+    let space = |_| BlurSpace::new(width, &gaussian, ledger);
+    let mut crew = (0..workers.max(1)).map(space).collect::<Result<Vec<_>>>()?;
+    let parts = out.chunks_mut(SEGMENT_ROWS * width).enumerate().collect();
+    parallel::run(&mut crew, parts, |(segment, part): (usize, &mut [f64]), space| {
+        cancel.check()?;
+        blur.segment(segment, space, &mut |y, _, mean| {
+            part[(y - segment * SEGMENT_ROWS) * width..][..width].copy_from_slice(mean);
+            Ok(())
+        })
+    })?;
+    Ok(())
+}
+
+/// Rows and the marks that lie in them.
+type Task = (Range<usize>, Vec<Group>);
+
+fn tasks(marks: &Marks) -> Vec<Task> {
+    let mut tasks: Vec<Task> = Vec::new();
+    for group in marks.groups() {
+        match tasks.last_mut() {
+            Some((rows, groups)) if *rows == group.rows => groups.push(group),
+            _ => tasks.push((group.rows.clone(), vec![group])),
+        }
+    }
+    tasks
+}
+
+/// The scale map in a scratch file: NaN where a pixel does not count.
+struct ScaleMap {
+    path: PathBuf,
+    file: std::fs::File,
+    height: usize,
+    width: usize,
+}
+
+/// What a worker that fills the map owns.
+struct MapSpace {
+    blur: BlurSpace,
+    row: LeasedVec<f32>,
+    scales: (f32, f32),
+}
+
+impl MapSpace {
+    fn bytes(width: usize, gaussian: &Gaussian) -> u64 {
+        BlurSpace::bytes(width, gaussian) + (width * size_of::<f32>()) as u64
+    }
+}
+
+/// What a worker that looks at the map owns.
+struct SweepSpace {
+    rows: LeasedVec<f32>,
+    marks: MarkBuffer,
+    tally: Tally,
+}
+
+/// What a worker counts, for each input of a batch.
+struct Tally {
+    counts: LeasedVec<u32>,
+    masked: LeasedVec<u64>,
+    least: LeasedVec<u32>,
+}
+
+impl Tally {
+    fn of(&mut self, input: usize) -> &mut [u32] {
+        &mut self.counts[input * (BINS + 1)..][..=BINS]
+    }
+}
+
+impl SweepSpace {
+    fn bytes(width: usize, inputs: usize) -> u64 {
+        let each = (BINS + 1) * size_of::<u32>() + size_of::<u64>() + size_of::<u32>();
+        (ROWS * width * size_of::<f32>() + inputs * each) as u64 + MarkBuffer::BYTES
+    }
+
+    fn new(width: usize, inputs: usize, ledger: &Arc<Ledger>) -> Result<Self> {
+        let tally = Tally {
+            counts: ledger.zeroed((BINS + 1) * inputs)?,
+            masked: ledger.zeroed(inputs)?,
+            least: ledger.zeroed(inputs)?,
+        };
+        Ok(Self { rows: ledger.zeroed(ROWS * width)?, marks: MarkBuffer::new(ledger)?, tally })
+    }
+}
+
+/// Where the two middle values of an input's scales lie.
+#[derive(Clone, Copy)]
+struct Middle {
+    ranks: [u64; 2],
+    bins: [usize; 2],
+    before: u64,
+}
+
+impl ScaleMap {
+    fn create(path: PathBuf, (height, width): (usize, usize)) -> Result<Self> {
+        let file =
+            std::fs::File::options().read(true).write(true).create(true).truncate(true).open(&path);
+        let file = file.map_err(|e| Error::writing(&path, &e))?;
+        Ok(Self { path, file, height, width })
+    }
+
+    /// Blur the coverage and write the map. Returns its least and greatest value.
+    fn fill(&self, planes: &dyn Planes, rules: &Rules, means: &Means) -> Result<(f32, f32)> {
+        let gaussian = Gaussian::new(rules.sigma_px)?;
+        let coverage = Coverage(planes);
+        let blur = Blur::new(&gaussian, self.height, self.width, &coverage);
+        let affordable = means.bytes / MapSpace::bytes(self.width, &gaussian).max(1);
+        let workers = means.workers.min(affordable as usize).max(1);
+        let space = || -> Result<MapSpace> {
+            Ok(MapSpace {
+                blur: BlurSpace::new(self.width, &gaussian, means.ledger)?,
+                row: means.ledger.zeroed(self.width)?,
+                scales: (f32::INFINITY, f32::NEG_INFINITY),
+            })
+        };
+        let mut crew = (0..workers).map(|_| space()).collect::<Result<Vec<_>>>()?;
+        let segments = (0..blur.segments()).collect();
+        parallel::run(&mut crew, segments, |segment, space: &mut MapSpace| {
+            means.cancel.check()?;
+            let MapSpace { blur: buffers, row, scales } = space;
+            blur.segment(segment, buffers, &mut |y, coverage, mean| {
+                scale_row(coverage, mean, rules.threshold, row);
+                for &scale in row.iter() {
+                    // NaN compares false.
+                    scales.0 = if scale < scales.0 { scale } else { scales.0 };
+                    scales.1 = if scale > scales.1 { scale } else { scales.1 };
+                }
+                let at = (y * self.width * size_of::<f32>()) as u64;
+                crate::sink::write_all_at(&self.file, as_bytes_mut(row), at)
+                    .map_err(|e| Error::writing(&self.path, &e))
+            })
+        })?;
+        let low = crew.iter().map(|space| space.scales.0).fold(f32::INFINITY, f32::min);
+        let high = crew.iter().map(|space| space.scales.1).fold(f32::NEG_INFINITY, f32::max);
+        Ok((low, high))
+    }
+
+    fn read(&self, y: Range<usize>, rows: &mut [f32]) -> Result<()> {
+        let rows = &mut rows[..y.len() * self.width];
+        let at = (y.start * self.width * size_of::<f32>()) as u64;
+        read_exact_at(&self.file, as_bytes_mut(rows), at)
+            .map_err(|e| Error::reading(&self.path, &e))
+    }
+
+    /// The gains of some inputs: two sweeps over their marks and the map.
+    fn medians(
+        &self,
+        marks: &Marks,
+        tasks: &[Task],
+        batch: Range<usize>,
+        rules: &Rules,
+        means: &Means,
+        gains: &mut Gains,
+    ) -> Result<()> {
+        let affordable = means.bytes / SweepSpace::bytes(self.width, batch.len());
+        let workers = means.workers.min(affordable as usize).max(1);
+        let space = |_| SweepSpace::new(self.width, batch.len(), means.ledger);
+        let mut crew = (0..workers).map(space).collect::<Result<Vec<_>>>()?;
+
+        self.sweep(marks, tasks, &batch, means, &mut crew, &|tally, k, mark, scales| {
+            tally.masked[k] += u64::from(mark.x1 - mark.x0);
+            count(scales, tally.of(k), |key| Some(key / BINS));
+        })?;
+        let sum = |crew: &[SweepSpace], k: usize, bin: usize| -> u64 {
+            crew.iter().map(|space| u64::from(space.tally.counts[k * (BINS + 1) + bin])).sum()
+        };
+        let mut middles = Vec::with_capacity(batch.len());
+        for k in 0..batch.len() {
+            let masked = crew.iter().map(|space| space.tally.masked[k]).sum();
+            let used = (0..=BINS).map(|bin| sum(&crew, k, bin)).sum();
+            gains.masked.push(masked);
+            gains.used.push(used);
+            middles.push(enough(masked, used).then(|| {
+                let ranks = [(used - 1) / 2, used / 2];
+                let find = |rank| locate((0..=BINS).map(|bin| sum(&crew, k, bin)), rank);
+                let [(first, before), (second, _)] = ranks.map(find);
+                Middle { ranks, bins: [first, second], before }
+            }));
+        }
+        for space in &mut crew {
+            space.tally.counts.fill(0);
+            space.tally.least.fill(u32::MAX);
+        }
+        self.sweep(marks, tasks, &batch, means, &mut crew, &|tally, k, _, scales| {
+            let Some(Middle { bins: [first, second], .. }) = middles[k] else { return };
+            count(scales, tally.of(k), |key| (key / BINS == first).then_some(key % BINS));
+            if second != first {
+                let keys = scales.iter().filter_map(|&scale| key_of(scale));
+                let least = keys.filter(|key| key / BINS == second).min();
+                tally.least[k] = tally.least[k].min(least.map_or(u32::MAX, |key| key as u32));
+            }
+        })?;
+        for (k, middle) in middles.iter().enumerate() {
+            gains.gains.push(middle.map_or(1.0, |middle| {
+                let [low, high] = [0, 1].map(|i| {
+                    if middle.bins[i] != middle.bins[0] {
+                        let least = crew.iter().map(|space| space.tally.least[k]).min();
+                        return scale_of(least.unwrap_or(0) as usize);
+                    }
+                    let counts = (0..=BINS).map(|bin| sum(&crew, k, bin));
+                    let (low, _) = locate(counts, middle.ranks[i] - middle.before);
+                    scale_of(middle.bins[0] * BINS + low)
+                });
+                let median = f64::midpoint(f64::from(low), f64::from(high));
+                median.clamp(rules.clip.0, rules.clip.1)
+            }));
+        }
+        Ok(())
+    }
+
+    /// Show every mark of a batch of inputs, with the scales under it, to `look`.
+    fn sweep(
+        &self,
+        marks: &Marks,
+        tasks: &[Task],
+        batch: &Range<usize>,
+        means: &Means,
+        crew: &mut [SweepSpace],
+        look: &(impl Fn(&mut Tally, usize, &Mark, &[f32]) + Sync),
+    ) -> Result<()> {
+        parallel::run(crew, tasks.iter().collect(), |(rows, groups), space| {
+            means.cancel.check()?;
+            let SweepSpace { rows: lines, marks: buffer, tally } = space;
+            self.read(rows.clone(), lines)?;
+            for group in groups {
+                for mark in buffer.read(group, marks)? {
+                    let input = mark.input as usize;
+                    if batch.contains(&input) {
+                        let line = &lines[(mark.y as usize - rows.start) * self.width..];
+                        let scales = &line[mark.x0 as usize..mark.x1 as usize];
+                        look(tally, input - batch.start, mark, scales);
+                    }
+                }
+            }
+            Ok(())
+        })?;
+        Ok(())
+    }
+}
+
+/// Whether an input has enough well-covered pixels for a median.
+fn enough(masked: u64, used: u64) -> bool {
+    let part = (LEAST_PART * masked as f64).ceil() as u64;
+    masked > 0 && used >= LEAST_PIXELS.max(part)
+}
+
+/// One row of the scale map. The mean is rounded to single precision first: where coverage is flat
+/// it is the coverage but for its last digits, which must not decide about the threshold.
+fn scale_row(coverage: &[f32], mean: &[f64], threshold: f64, out: &mut [f32]) {
+    for ((scale, &c), &mean) in out.iter_mut().zip(coverage).zip(mean) {
+        let ratio = mean / f64::from(if c > LEAST_COVERAGE { c } else { LEAST_COVERAGE });
+        let ratio = ratio as f32;
+        let clamped = if ratio > SCALES.0 { ratio } else { SCALES.0 };
+        let clamped = if clamped < SCALES.1 { clamped } else { SCALES.1 };
+        let is_well_covered = f64::from(mean as f32) >= threshold;
+        *scale = if c > 0.0 && is_well_covered { clamped } else { f32::NAN };
+    }
+}
+
+/// Place of a scale among the floats from the least to the greatest; nothing for NaN.
+#[inline(always)]
+fn key_of(scale: f32) -> Option<usize> {
+    (!scale.is_nan()).then(|| (scale.to_bits() - SCALES.0.to_bits()) as usize)
+}
+
+fn scale_of(key: usize) -> f32 {
+    f32::from_bits(SCALES.0.to_bits() + key as u32)
+}
+
+/// Count scales by bin. Neighbours are alike, so runs of one bin are counted together.
+#[inline(always)]
+fn count(scales: &[f32], counts: &mut [u32], bin: impl Fn(usize) -> Option<usize>) {
+    let (mut last, mut run) = (None, 0);
+    for &scale in scales {
+        let now = key_of(scale).and_then(&bin);
+        if now != last {
+            if let Some(bin) = last {
+                counts[bin] += run;
+            }
+            (last, run) = (now, 0);
+        }
+        run += 1;
+    }
+    if let Some(bin) = last {
+        counts[bin] += run;
+    }
+}

@@ -1,0 +1,176 @@
+//! The work between the two passes.
+
+use std::path::PathBuf;
+
+use numpy::{PyReadonlyArray1, PyReadwriteArray2};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use zmrs_core::budget::Ledger;
+use zmrs_core::cancel::CancelToken;
+use zmrs_core::coverage::gains::{self, Means};
+use zmrs_core::coverage::marks::{self, MaskRule};
+use zmrs_core::coverage::percentile;
+use zmrs_core::coverage::planes::{self, FilePlanes, MemoryPlanes};
+use zmrs_core::source::SharedBytes;
+
+use crate::arrays::SharedArray;
+use crate::job::Job;
+use crate::pass::Layout;
+use crate::{errors, gate};
+
+/// Where each input lies on the output, as a pass has left it in a scratch file.
+#[pyclass(frozen, module = "zmrs._zmrs")]
+pub struct Marks(pub marks::Marks);
+
+#[pymethods]
+impl Marks {
+    #[new]
+    #[pyo3(signature = (path, *, of_values=false))]
+    fn new(py: Python<'_>, path: PathBuf, of_values: bool) -> PyResult<Self> {
+        let rule = if of_values { MaskRule::Values } else { MaskRule::Validity };
+        let marks = marks::Marks::create(&path, rule);
+        Ok(Self(marks.map_err(|e| errors::to_py(py, &e))?))
+    }
+
+    #[getter]
+    fn bytes(&self) -> u64 {
+        self.0.bytes()
+    }
+}
+
+/// Finished planes: the channels of an image, then its coverage.
+#[pyclass(frozen, module = "zmrs._zmrs")]
+pub struct Planes(pub Box<dyn planes::Planes + Send + Sync>);
+
+#[pymethods]
+impl Planes {
+    /// Big-endian single precision, each in a file, from a byte on.
+    #[staticmethod]
+    fn in_files(py: Python<'_>, width: usize, targets: Vec<(PathBuf, u64)>) -> PyResult<Self> {
+        let planes = FilePlanes::open(targets, width);
+        Ok(Self(Box::new(planes.map_err(|e| errors::to_py(py, &e))?)))
+    }
+
+    /// The bytes of arrays of single precision.
+    #[staticmethod]
+    fn in_memory(width: usize, arrays: Vec<PyReadonlyArray1<'_, u8>>) -> PyResult<Self> {
+        let shared = |array| -> PyResult<SharedBytes> { Ok(Box::new(SharedArray::new(array)?)) };
+        let planes = arrays.iter().map(shared).collect::<PyResult<_>>()?;
+        Ok(Self(Box::new(MemoryPlanes::new(width, planes))))
+    }
+}
+
+/// The gains of the inputs, and how they came about.
+#[pyclass(frozen, get_all, module = "zmrs._zmrs")]
+pub struct InputGains {
+    gains: Vec<f64>,
+    masked: Vec<u64>,
+    used: Vec<u64>,
+    scales: (f32, f32),
+}
+
+/// The gains that the coverage of pass one leads to.
+#[pyfunction]
+pub fn measure_gains(
+    py: Python<'_>,
+    job: &Job,
+    layout: &Layout,
+    planes: &Planes,
+    marks: &Marks,
+    scratch: PathBuf,
+) -> PyResult<InputGains> {
+    let shape = (job.0.height, job.0.width);
+    let Some(rules) = job.0.two_pass else {
+        return Err(PyValueError::new_err("the job has no second pass"));
+    };
+    let found = work(py, layout, scratch, |means| {
+        gains::measure(&*planes.0, shape, &marks.0, job.0.inputs.len(), &rules, means)
+    })?;
+    let gains::Gains { gains, masked, used, scales } = found;
+    Ok(InputGains { gains, masked, used, scales })
+}
+
+/// The exact percentile of the luminance where something covers; nothing where nothing does.
+#[pyfunction]
+pub fn luminance_percentile(
+    py: Python<'_>,
+    job: &Job,
+    layout: &Layout,
+    planes: &Planes,
+    percent: f64,
+) -> PyResult<Option<f64>> {
+    let shape = (job.0.height, job.0.width);
+    work(py, layout, PathBuf::new(), |means| {
+        percentile::luminance_percentile(&*planes.0, shape, percent, means)
+    })
+}
+
+/// Do something between the passes, within the memory that they had.
+fn work<T: Send>(
+    py: Python<'_>,
+    layout: &Layout,
+    scratch: PathBuf,
+    task: impl FnOnce(&Means) -> zmrs_core::Result<T> + Send,
+) -> PyResult<T> {
+    let cancel = CancelToken::default();
+    gate::run(
+        py,
+        &cancel,
+        |_| Ok(()),
+        || {
+            let fitted = layout.fitted();
+            let ledger = Ledger::new(fitted.plan.memory_bytes.unwrap_or(u64::MAX));
+            let _outside = ledger.reserve(fitted.outside_bytes)?;
+            task(&Means {
+                workers: fitted.plan.cpu_workers as usize,
+                ledger: &ledger,
+                bytes: fitted.coverage_bytes,
+                scratch,
+                cancel: &cancel,
+            })
+        },
+    )
+}
+
+/// Blur a coverage plane into `out` (height, width): the mean coverage around every pixel.
+#[pyfunction]
+pub fn blur_coverage(
+    py: Python<'_>,
+    planes: &Planes,
+    sigma_px: f64,
+    workers: usize,
+    mut out: PyReadwriteArray2<'_, f64>,
+) -> PyResult<()> {
+    let shape = out.as_array().dim();
+    let out = out.as_slice_mut()?;
+    let cancel = CancelToken::default();
+    gate::run(
+        py,
+        &cancel,
+        |_| Ok(()),
+        || {
+            gains::blurred(
+                &*planes.0,
+                shape,
+                sigma_px,
+                workers,
+                &Ledger::new(u64::MAX),
+                &cancel,
+                out,
+            )
+        },
+    )
+}
+
+/// Copy all of a file of finished planes into another file, from byte `at` on.
+#[pyfunction]
+pub fn copy_planes(
+    py: Python<'_>,
+    source: PathBuf,
+    target: PathBuf,
+    at: u64,
+    write_back: bool,
+) -> PyResult<()> {
+    let copied = py.detach(|| zmrs_core::sink::copy_planes(&source, &target, at, write_back));
+    copied.map_err(|e| errors::to_py(py, &e))
+}
