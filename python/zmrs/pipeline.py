@@ -63,6 +63,10 @@ class Prepared:
         Where the memory limit comes from.
     reserved_bytes
         What the process holds before the pass.
+    n_passes
+        How often the inputs are combined.
+    matching_bytes
+        Of the inputs that are read before the passes, to be matched.
     compressed_bytes
         Of compressed input files, which are read whole before the pass.
     scratch_bytes
@@ -81,6 +85,8 @@ class Prepared:
     layout: _zmrs.Layout
     allowed: Allowance
     reserved_bytes: int
+    n_passes: int
+    matching_bytes: int
     compressed_bytes: int
     scratch_bytes: int
     seconds: dict[str, float]
@@ -89,7 +95,8 @@ class Prepared:
     @property
     def read_bytes(self) -> int:
         """Bytes that will be read."""
-        return self.layout.read_bytes + self.compressed_bytes
+        passes = self.n_passes * self.layout.read_bytes
+        return passes + self.matching_bytes + self.compressed_bytes
 
     @property
     def plan(self) -> Plan:
@@ -194,6 +201,8 @@ def prepare(
         layout=layout,
         allowed=allowed,
         reserved_bytes=reserved,
+        n_passes=2 if options.two_pass else 1,
+        matching_bytes=job.input_bytes if options.match == "offset" else 0,
         compressed_bytes=sum(
             inputs.file_bytes(one.image) for one in placed if inputs.is_compressed(one.image)
         ),

@@ -75,6 +75,10 @@ class TwoPass:
         Whether the merged image was made; otherwise the first pass is kept.
     gains
         Of the inputs; all 1 when the first pass is kept.
+    offsets
+        Of the inputs, by channel, once they are multiplied by the gains; None without matching.
+    read_bytes
+        What the second pass has read.
     reason
         Why the first pass is kept; empty otherwise.
     scales
@@ -86,7 +90,9 @@ class TwoPass:
     """
 
     gains: list[float]
+    offsets: list[list[float]] | None = None
     is_applied: bool = False
+    read_bytes: int = 0
     reason: str = ""
     scales: tuple[float, float] | None = None
     replaced: float = 0.0
@@ -194,6 +200,7 @@ def _renormalise(
         progress=progress,
     )
     timed("second pass", now)
+    outcome.read_bytes = stats.read_bytes
     outcome.replaced = stats.replaced / (prepared.grid.height * prepared.grid.width)
     if not stats.replaced:
         outcome.reason = (
@@ -201,6 +208,7 @@ def _renormalise(
         )
         return
     outcome.gains, outcome.is_applied = found.gains, True
+    outcome.offsets = None if matching is None else offsets
 
 
 def targets_in(file: Path, prepared: Prepared) -> Targets:

@@ -93,7 +93,9 @@ def rows_of(
             row.reason = f"{row.name}: it has no valid pixel on the output grid; look at it."
         rows.append(row)
     if matching is not None:
-        for row, offset in zip(rows, matching.solution.offsets, strict=True):
+        # Those that the pixels were made with.
+        again = second.offsets if second is not None else None
+        for row, offset in zip(rows, again or matching.solution.offsets, strict=True):
             row.offset = offset
     for row, gain in zip(rows, second.gains if second else [], strict=False):
         row.two_pass_gain = gain
@@ -149,7 +151,10 @@ def figures_of(
         "blocks": prepared.layout.blocks,
         "samples": sum(stats.samples),
         "input_bytes": stored,
-        "read_bytes": stats.read_bytes + prepared.compressed_bytes,
+        "read_bytes": stats.read_bytes
+        + (second.read_bytes if second else 0)
+        + prepared.matching_bytes
+        + prepared.compressed_bytes,
         "read_amplification": stats.read_bytes / stored if stored else 0.0,
         "write_bytes": prepared.layout.write_bytes,
         "scratch_bytes": prepared.scratch_bytes,

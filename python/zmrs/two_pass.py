@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["coverage_blur", "coverage_renorm", "gain_of", "scale_map"]
+__all__ = ["coverage_blur", "coverage_renorm", "gain_of", "scale_map", "tile_gains"]
 
 THRESHOLD = 2.0
 """Blurred coverage from which a pixel counts as well covered."""
@@ -102,6 +102,19 @@ def gain_of(
         return 1.0
     gain = float(np.median(scale_map(plane, blurred)[valid]))
     return min(max(gain, low), high) if np.isfinite(gain) else 1.0
+
+
+def tile_gains(
+    masks: Sequence[NDArray[np.bool_]],
+    coverage: ArrayLike,
+    *,
+    sigma_px: float = 50.0,
+    clip: tuple[float, float] = (0.85, 1.18),
+    threshold: float = THRESHOLD,
+) -> list[float]:
+    """The gains of inputs that lie where `masks` are True; see `coverage_blur` and `gain_of`."""
+    blurred = coverage_blur(coverage, sigma_px)
+    return [gain_of(mask, coverage, blurred, clip=clip, threshold=threshold) for mask in masks]
 
 
 def coverage_renorm(

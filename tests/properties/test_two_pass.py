@@ -22,6 +22,7 @@ from scipy.ndimage import gaussian_filter
 import sky
 import zmrs
 from sky import unmatched
+from zmrs import two_pass
 from zmrs.errors import BudgetError
 from zmrs.simulate import make_frame_wcs
 
@@ -367,3 +368,30 @@ def test_the_smallest_memory(sigma_px: float) -> None:
     narrow = scene.made(plan=plan | {"memory_bytes": limit}, threads=None)
     assert narrow.stats["bands"] > want.stats["bands"]
     assert_same(narrow, want)
+
+
+def test_the_table_describes_the_pixels() -> None:
+    """Gain times value plus offset, of the pass that was used."""
+    frames = sky.constant_frames([1000.0 + 30.0 * n for n in range(5)], (60, 80))
+    result = zmrs.mosaic(frames, two_pass=True, two_pass_sigma=20)
+    assert result.stats["two_pass"]["applied"]
+    levels = [
+        row.two_pass_gain * (1000.0 + 30.0 * n) + row.offset[0]
+        for n, row in enumerate(result.inputs)
+    ]
+    assert np.nanmax(np.abs(result.data - levels[0])) < 0.01
+    assert np.ptp(levels) < 0.01
+
+
+def test_gains_of_masks() -> None:
+    coverage = np.zeros((120, 160))
+    masks = []
+    for y, x in ((0, 0), (0, 60), (40, 0), (40, 60), (20, 30)):
+        mask = np.zeros(coverage.shape, bool)
+        mask[y : y + 80, x : x + 100] = True
+        coverage += mask
+        masks.append(mask)
+    assert two_pass.tile_gains(masks, coverage, sigma_px=5) == pytest.approx(
+        [0.99289] * 4 + [0.992176], abs=2e-5
+    )
+    assert two_pass.tile_gains(masks, coverage, sigma_px=0) == [1.0] * 5
