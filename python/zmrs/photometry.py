@@ -67,7 +67,7 @@ def match(prepared: Prepared) -> Matching:
     matching = Matching(samples, solution, samples.spacing, samples.count, seconds)
     figures = matching.figures()
     log.info(
-        "matched %d inputs by %d overlaps in %d groups, rms %.3g",
+        "matched %d inputs by %d overlaps, connected groups: %d, rms %.3g",
         len(prepared.placed),
         figures["pairs"],
         figures["components"],
