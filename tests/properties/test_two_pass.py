@@ -364,7 +364,8 @@ def test_the_smallest_memory(sigma_px: float) -> None:
     with pytest.raises(BudgetError) as refused:
         scene.made(plan=plan | {"memory_bytes": 1}, threads=None)
     (least_mib,) = re.findall(r"needs (\d+) MiB", str(refused.value))
-    limit = (int(least_mib) + 1) << 20
+    # The process may have grown since it was asked.
+    limit = (int(least_mib) + 4) << 20
     narrow = scene.made(plan=plan | {"memory_bytes": limit}, threads=None)
     assert narrow.stats["bands"] > want.stats["bands"]
     assert_same(narrow, want)
