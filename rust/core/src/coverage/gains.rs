@@ -101,8 +101,9 @@ pub fn measure(
     let tasks = tasks(marks);
     let mut gains = Gains { scales, ..Gains::default() };
     // As many inputs at once as there is memory for their histograms.
-    let each = (BINS + 1) * size_of::<u32>();
-    let room = means.bytes.saturating_sub(SweepSpace::bytes(shape.1, 0)) / each as u64;
+    let none = SweepSpace::bytes(shape.1, 0);
+    let each = SweepSpace::bytes(shape.1, 1) - none;
+    let room = means.bytes.saturating_sub(none) / each;
     let at_once = (room as usize).clamp(1, inputs.max(1));
     for first in (0..inputs).step_by(at_once) {
         let batch = first..inputs.min(first + at_once);
