@@ -14,7 +14,7 @@ import numpy as np
 
 from zmrs import _zmrs
 from zmrs.errors import Cancelled, DiskFullError, ZmrsError
-from zmrs.plan import global_plan, select_two_pass_plan
+from zmrs.plan import select_two_pass_plan
 from zmrs.settings import setting
 
 if TYPE_CHECKING:
@@ -127,11 +127,8 @@ def two_pass(
     Whatever fails on the way, short of a full disk or a request to stop, leaves the first pass as
     it is, with one warning.
     """
-    plan = select_two_pass_plan(
-        phase5_plan=prepared.plan,
-        fallback_plan=global_plan(prepared.grid.shape, len(prepared.placed), options, None),
-        config=options,
-    )
+    # This road always has a plan of its own, so there is nothing to fall back to.
+    plan = select_two_pass_plan(phase5_plan=prepared.plan, fallback_plan=None)
     log_request(options.two_pass_sigma, clip_of(options), prepared.grid.shape)
     log_plan(plan)
     outcome = TwoPass([1.0] * len(prepared.placed))
