@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, overload
 
-from zmrs.settings import flag, known, number, setting
+from zmrs.settings import flag, known, number, positive, setting
 
 if TYPE_CHECKING:
     from zmrs._zmrs import Plan
@@ -342,7 +342,7 @@ def phase5_vram_budget(
     ui_cap = int(number(config, "phase5_chunk_mb", 0, 0, _MANUAL_MIB[1]) * _MIB) or None
     if not reference:
         ui_cap = None
-    free = known({"free": free_bytes}, "free") or context.vram_free_bytes
+    free = positive(free_bytes) or context.vram_free_bytes
     usable = None
     if free is not None:
         usable = max(_LEAST_BUDGET_BYTES, free - reserve)
@@ -355,7 +355,7 @@ def phase5_vram_budget(
             budget = ui_cap
             reasons.append("user_chunk_cap")
 
-    plan_cap = known({"cap": plan_cap_bytes}, "cap")
+    plan_cap = positive(plan_cap_bytes)
     if plan_cap is not None and is_on_mains and not is_careful:
         plan_cap = None
         reasons.append("plan_cap_ignored_on_ac")

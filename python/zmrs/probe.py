@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from zmrs import limits
 from zmrs.gpu_safety import vendor_of
-from zmrs.settings import known
+from zmrs.settings import known, positive
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -230,7 +230,7 @@ def _gpu() -> dict[str, Any]:
         "gpu_note": "",
         "gpu_name": _printable(str(text)) or None if text else None,
         "gpu_vram_total_bytes": known(properties, "totalGlobalMem"),
-        "gpu_vram_free_bytes": known({"free": free}, "free"),
+        "gpu_vram_free_bytes": positive(free),
     }
 
 

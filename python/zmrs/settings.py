@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["flag", "known", "number", "setting"]
+__all__ = ["flag", "known", "number", "positive", "setting"]
 
 
 def setting(source: Any, name: str) -> Any:
@@ -51,8 +51,12 @@ def flag(source: Any, name: str, default: bool) -> bool:
 
 
 def known(source: Any, name: str) -> int | None:
+    """A count or a size of a configuration; see `positive`."""
+    return positive(setting(source, name))
+
+
+def positive(value: Any) -> int | None:
     """A count or a size above 0, at most 2^53, which is beyond any machine; None if unknown."""
-    value = setting(source, name)
     if value is None or isinstance(value, bool | str | bytes):
         return None
     try:
