@@ -1,8 +1,8 @@
 """How long a job will take: a forecast to plan the evening by, not a promise.
 
-Costs were measured on two processors with all files in the page cache, where runs took 0.87 to 1.5
-times what was foretold; slow disks and busy machines take longer.  Every run says in its ``stats``
-how good its forecast was.
+Costs were measured on two processors with all files in the page cache.  Runs of one pass took 0.87
+to 1.5 times what was foretold, runs of two passes up to 1.6; slow disks and busy machines take
+longer.  Every run says in its ``stats`` how good its forecast was.
 """
 
 from __future__ import annotations
