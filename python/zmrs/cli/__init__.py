@@ -140,6 +140,8 @@ def run(args: list[str] | None = None) -> NoReturn:
         status = _say("the system gives too little address space; raise ulimit -v.", 3)
     except Exception as error:
         status = _unforeseen(error)
+    # The system takes everything back at once; to collect it object by object takes 0.1 s.
+    gc.freeze()
     sys.exit(status)
 
 

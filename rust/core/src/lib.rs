@@ -22,6 +22,7 @@ pub mod parallel;
 pub mod pass;
 pub mod photometry;
 pub mod plan;
+mod position;
 pub mod reproject;
 pub mod resample;
 pub mod sink;

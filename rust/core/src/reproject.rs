@@ -2,8 +2,9 @@
 
 use crate::coadd::Tile;
 use crate::coverage::marks::{LEAST_MASK, Marker, MaskRule};
-use crate::geom::{CellKind, CoordGrid, Rect, SNAP_PX, cubic};
+use crate::geom::{CellKind, CoordGrid, Rect, cubic};
 use crate::job::{Input, Job};
+use crate::position::Clip;
 use crate::resample::{Kernel, Plane, RUN, Run, TapTable, sample};
 use crate::window::Window;
 
@@ -188,115 +189,4 @@ fn exact_row<'a>(
     let place = loaded.window.exact.binary_search(&index).expect("a window lists its exact cells");
     let line = (y - grid.row_span(row).start) as usize;
     &loaded.exact[(place * edge + line) * edge * 2..][..2 * edge]
-}
-
-/// From coordinates in the frame to positions in a window.
-pub(crate) struct Clip {
-    /// Positions beyond these are outside the frame: half a pixel past its outermost centres, and
-    /// a little more, so that rounding does not fray an edge that runs through pixel centres.
-    outside: [f64; 2],
-    low: [f64; 2],
-    high: [f64; 2],
-    first: [f64; 2],
-    stride: f64,
-}
-
-impl Clip {
-    #[inline(always)]
-    pub(crate) fn new(grid: &CoordGrid, window: &Rect, radius: usize) -> Self {
-        let frame = grid.frame().map(|n| n as f64);
-        let reach = radius as i64;
-        // Pixels that have all their taps in the window. Every position of a run does, unless a
-        // bound on the coordinates was wrong; those beyond its length need not. The clamp makes
-        // sure that no other memory is read either way.
-        let least = [window.x0 + reach - 1, window.y0 + reach - 1].map(|v| v as f64);
-        let past = [window.x1 - reach, window.y1 - reach].map(|v| v as f64);
-        Self {
-            outside: frame.map(|n| n - 0.5 + SNAP_PX),
-            low: [least[0].max(0.0), least[1].max(0.0)],
-            high: [0, 1].map(|k: usize| {
-                let last = frame[k] - 1.0;
-                if past[k] > last { last } else { past[k].next_down() }
-            }),
-            first: [window.x0 as f64, window.y0 as f64],
-            stride: window.width() as f64,
-        }
-    }
-
-    /// The run of `len` pixels whose coordinates are the cubics `map` of u = (offset + k) · step.
-    #[inline(always)]
-    fn along(&self, map: &[[f64; 4]; 2], offset: i32, step: f64, len: usize, run: &mut Run) {
-        run.len = len;
-        let [a, b] = map;
-        // Always a full run: a loop of known length has no remainder, and what lies beyond `len`
-        // is clamped like everything else.
-        for k in 0..RUN {
-            let u = f64::from(offset + k as i32) * step;
-            let x = ((a[3] * u + a[2]) * u + a[1]) * u + a[0];
-            let y = ((b[3] * u + b[2]) * u + b[1]) * u + b[0];
-            (run.index[k], run.fx[k], run.fy[k]) = self.position(x, y);
-        }
-    }
-
-    /// The run whose coordinates are listed, x and y in turn.
-    #[inline(always)]
-    pub(crate) fn listed(&self, coordinates: &[f64], run: &mut Run) {
-        let (pairs, _) = coordinates.as_chunks::<2>();
-        run.len = pairs.len();
-        for k in 0..RUN {
-            let [x, y] = pairs.get(k).copied().unwrap_or([f64::NAN; 2]);
-            (run.index[k], run.fx[k], run.fy[k]) = self.position(x, y);
-        }
-    }
-
-    /// The row of the frame at or before a position, if that lies in the frame.
-    #[inline(always)]
-    pub(crate) fn row(&self, x: f64, y: f64) -> Option<i64> {
-        let (x, y) = (snap(x), snap(y));
-        self.is_inside(x, y).then(|| floor(y.clamp(self.low[1], self.high[1])) as i64)
-    }
-
-    /// Whether snapped coordinates lie in the frame; NaN does not.
-    #[inline(always)]
-    fn is_inside(&self, x: f64, y: f64) -> bool {
-        (x >= -0.5 - SNAP_PX)
-            & (y >= -0.5 - SNAP_PX)
-            & (x <= self.outside[0])
-            & (y <= self.outside[1])
-    }
-
-    #[inline(always)]
-    fn position(&self, x: f64, y: f64) -> (u32, f32, f32) {
-        let (x, y) = (snap(x), snap(y));
-        let inside = self.is_inside(x, y);
-        // In this order a NaN becomes the lower bound.
-        let clamp = |v: f64, k: usize| {
-            let v = if v > self.low[k] { v } else { self.low[k] };
-            if v < self.high[k] { v } else { self.high[k] }
-        };
-        let (x, y) = (clamp(x, 0), clamp(y, 1));
-        let (column, row) = (floor(x), floor(y));
-        let index = (row - self.first[1]) * self.stride + (column - self.first[0]);
-        // SAFETY: the clamp has made it finite and an index into the window, whose area the layout
-        // keeps below 2^31.
-        let index = unsafe { index.to_int_unchecked::<i32>() } as u32;
-        let fx = if inside { (x - column) as f32 } else { f32::NAN };
-        (index, fx, (y - row) as f32)
-    }
-}
-
-/// Adding and taking away this rounds a double below 2^51 to the nearest integer, with the
-/// instructions that every processor has.
-const ROUND: f64 = 6_755_399_441_055_744.0;
-
-#[inline(always)]
-fn snap(v: f64) -> f64 {
-    let nearest = (v + ROUND) - ROUND;
-    if (v - nearest).abs() < SNAP_PX { nearest } else { v }
-}
-
-#[inline(always)]
-fn floor(v: f64) -> f64 {
-    let nearest = (v + ROUND) - ROUND;
-    if nearest > v { nearest - 1.0 } else { nearest }
 }

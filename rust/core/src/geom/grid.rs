@@ -14,10 +14,6 @@ use std::path::PathBuf;
 use super::Rect;
 use crate::{Error, Result};
 
-/// Coordinates this close to an integer are taken as that integer: otherwise a tap of weight
-/// 1e-12 on an invalid neighbour would decide a pixel.
-pub const SNAP_PX: f64 = 1e-6;
-
 /// Added to every bound on source coordinates, for rounding and for the snap.
 const BOUND_SLACK_PX: f64 = 1e-3;
 

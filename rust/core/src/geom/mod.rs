@@ -3,5 +3,5 @@
 mod grid;
 mod rect;
 
-pub use grid::{CellKind, CoordGrid, ExactCells, SNAP_PX, cubic};
+pub use grid::{CellKind, CoordGrid, ExactCells, cubic};
 pub use rect::Rect;

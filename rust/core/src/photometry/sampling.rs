@@ -10,7 +10,7 @@ use crate::cancel::CancelToken;
 use crate::geom::{CellKind, CoordGrid, Rect, cubic};
 use crate::job::{Input, Job};
 use crate::load::{LoadTask, Loader, Rows};
-use crate::reproject::Clip;
+use crate::position::Clip;
 use crate::resample::{self, Kernel, Plane, RUN, SLACK, TapTable, sample};
 use crate::source::{FileCache, READ_CHUNK_BYTES, read_exact_at};
 use crate::window::{MOST_PIXELS, Window};
@@ -269,7 +269,7 @@ impl Sampler<'_> {
                 };
                 let (mut first, mut past) = (u32::MAX, 0);
                 self.locate(number, &points, &mut worker.batch.record, |_, [x, y]| {
-                    if let Some(row) = frame.row(x, y) {
+                    if let Some(row) = frame.row([x, y]) {
                         first = first.min(row as u32);
                         past = past.max(row as u32 + 1);
                     }
@@ -402,8 +402,7 @@ impl Chunk<'_> {
         }
         let Batch { places, slots, record, .. } = batch;
         self.sampler.locate(self.number, &spot.points, record, |k, place| {
-            let [x, y] = place;
-            if self.frame.row(x, y).is_some_and(|row| self.rows.contains(&(row as u32))) {
+            if self.frame.row(place).is_some_and(|row| self.rows.contains(&(row as u32))) {
                 places.push(place);
                 slots.push(spot.points.slot + k);
             }

@@ -5,9 +5,10 @@
 //! the gather instructions take three times as long (`cargo bench`, pass/mean/bilinear).
 
 use std::arch::x86_64::{
-    __m128, __m256, _MM_HINT_T0, _mm_castpd_ps, _mm_load_sd, _mm_loadh_pd, _mm_prefetch,
-    _mm256_add_ps, _mm256_loadu_ps, _mm256_mul_ps, _mm256_set_m128, _mm256_shuffle_ps,
-    _mm256_storeu_ps, _mm256_sub_ps,
+    __m128, __m256, _CMP_UNORD_Q, _MM_HINT_T0, _mm_castpd_ps, _mm_load_sd, _mm_loadh_pd,
+    _mm_prefetch, _mm256_add_ps, _mm256_cmp_ps, _mm256_loadu_ps, _mm256_movemask_ps, _mm256_mul_ps,
+    _mm256_or_ps, _mm256_set_m128, _mm256_setzero_ps, _mm256_shuffle_ps, _mm256_storeu_ps,
+    _mm256_sub_ps,
 };
 
 use super::super::{Plane, RUN, Run};
@@ -27,7 +28,8 @@ const _: () = assert!(RUN.is_multiple_of(LANES));
 
 /// As [`super::native::mix`].
 #[target_feature(enable = "avx2")]
-pub fn mix(plane: Plane, run: &Run, out: &mut [f32; RUN]) {
+pub fn mix(plane: Plane, run: &Run, out: &mut [f32; RUN]) -> bool {
+    let mut invalid = _mm256_setzero_ps();
     for group in (0..RUN).step_by(LANES) {
         let index = &run.index[group..group + LANES];
         if group % LINE == 0 {
@@ -39,9 +41,11 @@ pub fn mix(plane: Plane, run: &Run, out: &mut [f32; RUN]) {
         let top = _mm256_add_ps(a, _mm256_mul_ps(fx, _mm256_sub_ps(b, a)));
         let bottom = _mm256_add_ps(c, _mm256_mul_ps(fx, _mm256_sub_ps(d, c)));
         let value = _mm256_add_ps(top, _mm256_mul_ps(fy, _mm256_sub_ps(bottom, top)));
+        invalid = _mm256_or_ps(invalid, _mm256_cmp_ps::<_CMP_UNORD_Q>(value, value));
         // SAFETY: `out` holds a full run, and the run is a multiple of eight.
         unsafe { _mm256_storeu_ps(out.as_mut_ptr().add(group), value) };
     }
+    _mm256_movemask_ps(invalid) != 0
 }
 
 /// For eight positions: the pixels `below` values after them, and those to their right.

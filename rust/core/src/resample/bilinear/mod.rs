@@ -10,16 +10,16 @@ use super::{LEAST_TAP, Plane, RUN, Run};
 #[inline(always)]
 pub fn sample(plane: Plane, run: &Run, out: &mut [f32; RUN]) {
     #[cfg(target_arch = "x86_64")]
-    if crate::cpu::level() == crate::cpu::Level::Baseline {
-        native::mix(plane, run, out);
+    let has_nan = if crate::cpu::level() == crate::cpu::Level::Baseline {
+        native::mix(plane, run, out)
     } else {
         // SAFETY: every level above the baseline has AVX2.
-        unsafe { avx2::mix(plane, run, out) };
-    }
+        unsafe { avx2::mix(plane, run, out) }
+    };
     #[cfg(not(target_arch = "x86_64"))]
-    native::mix(plane, run, out);
+    let has_nan = native::mix(plane, run, out);
 
-    if out.iter().any(|value| value.is_nan()) {
+    if has_nan {
         for i in 0..run.len {
             if out[i].is_nan() && !run.fx[i].is_nan() {
                 out[i] = careful(plane, run.index[i] as usize, run.fx[i], run.fy[i]);

@@ -2,15 +2,16 @@
 
 use super::super::{Plane, RUN, Run};
 
-/// Mix along the rows, then between them, without fused operations.
+/// Mix along the rows, then between them, without fused operations. Whether a value is NaN.
 #[inline(always)]
-pub fn mix(plane: Plane, run: &Run, out: &mut [f32; RUN]) {
+pub fn mix(plane: Plane, run: &Run, out: &mut [f32; RUN]) -> bool {
     for i in 0..RUN {
         let [a, b, c, d] = corners(plane, run.index[i] as usize);
         let top = a + run.fx[i] * (b - a);
         let bottom = c + run.fx[i] * (d - c);
         out[i] = top + run.fy[i] * (bottom - top);
     }
+    out.iter().any(|value| value.is_nan())
 }
 
 /// The pixel at `index`, those to its right and below, and the one in both directions.
