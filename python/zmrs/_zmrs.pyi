@@ -281,9 +281,16 @@ class InputGains:
     def scales(self) -> tuple[float, float]: ...
 
 def measure_gains(
-    job: Job, layout: Layout, planes: Planes, marks: Marks, scratch: str | PathLike[str]
+    job: Job,
+    layout: Layout,
+    planes: Planes,
+    marks: Marks,
+    place: tuple[str | PathLike[str], int],
 ) -> InputGains:
-    """The gains that the coverage of pass one leads to."""
+    """The gains that the coverage of pass one leads to.
+
+    A plane of the canvas lies meanwhile at `place`, an existing file and a byte of it.
+    """
 
 def luminance_percentile(job: Job, layout: Layout, planes: Planes, percent: float) -> float | None:
     """The exact percentile of the luminance where something covers; None where nothing does."""

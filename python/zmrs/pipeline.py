@@ -449,7 +449,6 @@ def _run(
             matching,
             options,
             targets,
-            scratch,
             write_back=write_back,
             progress=progress,
         )

@@ -116,7 +116,6 @@ def two_pass(
     matching: Matching | None,
     options: Options,
     targets: Targets,
-    scratch: Callable[[], Path],
     *,
     write_back: bool,
     progress: Callable[[int, int], None],
@@ -133,7 +132,7 @@ def two_pass(
     log_plan(plan)
     outcome = TwoPass([1.0] * len(prepared.placed))
     try:
-        _renormalise(prepared, first, matching, targets, scratch, outcome, write_back, progress)
+        _renormalise(prepared, first, matching, targets, outcome, write_back, progress)
     except (Cancelled, DiskFullError):
         raise
     except (ZmrsError, OSError) as error:
@@ -154,7 +153,6 @@ def _renormalise(
     first: FirstPass,
     matching: Matching | None,
     targets: Targets,
-    scratch: Callable[[], Path],
     outcome: TwoPass,
     write_back: bool,
     progress: Callable[[int, int], None],
@@ -167,7 +165,7 @@ def _renormalise(
         return now
 
     now = time.perf_counter()
-    found = _zmrs.measure_gains(job, layout, first.planes, first.marks, scratch())
+    found = _zmrs.measure_gains(job, layout, first.planes, first.marks, targets[0])
     now = timed("gains", now)
     if found.scales[0] <= found.scales[1]:
         outcome.scales = found.scales

@@ -69,7 +69,8 @@ pub struct InputGains {
     scales: (f32, f32),
 }
 
-/// The gains that the coverage of pass one leads to.
+/// The gains that the coverage of pass one leads to. `place` is where a plane of the canvas may lie
+/// meanwhile, in an existing file.
 #[pyfunction]
 pub fn measure_gains(
     py: Python<'_>,
@@ -77,14 +78,15 @@ pub fn measure_gains(
     layout: &Layout,
     planes: &Planes,
     marks: &Marks,
-    scratch: PathBuf,
+    place: (PathBuf, u64),
 ) -> PyResult<InputGains> {
     let shape = (job.0.height, job.0.width);
     let Some(rules) = job.0.two_pass else {
         return Err(PyValueError::new_err("the job has no second pass"));
     };
-    let found = work(py, layout, scratch, |means| {
-        gains::measure(&*planes.0, shape, &marks.0, job.0.inputs.len(), &rules, means)
+    let found = work(py, layout, |means| {
+        let inputs = job.0.inputs.len();
+        gains::measure(&*planes.0, shape, &marks.0, inputs, &rules, &place, means)
     })?;
     let gains::Gains { gains, masked, used, scales } = found;
     Ok(InputGains { gains, masked, used, scales })
@@ -100,16 +102,13 @@ pub fn luminance_percentile(
     percent: f64,
 ) -> PyResult<Option<f64>> {
     let shape = (job.0.height, job.0.width);
-    work(py, layout, PathBuf::new(), |means| {
-        percentile::luminance_percentile(&*planes.0, shape, percent, means)
-    })
+    work(py, layout, |means| percentile::luminance_percentile(&*planes.0, shape, percent, means))
 }
 
 /// Do something between the passes, within the memory that they had.
 fn work<T: Send>(
     py: Python<'_>,
     layout: &Layout,
-    scratch: PathBuf,
     task: impl FnOnce(&Means) -> zmrs_core::Result<T> + Send,
 ) -> PyResult<T> {
     let cancel = CancelToken::default();
@@ -125,7 +124,6 @@ fn work<T: Send>(
                 workers: fitted.plan.cpu_workers as usize,
                 ledger: &ledger,
                 bytes: fitted.coverage_bytes,
-                scratch,
                 cancel: &cancel,
             })
         },

@@ -233,8 +233,8 @@ impl Layout {
             before = Some(step);
         }
         if job.two_pass.is_some() {
-            let map = job.height * job.width * size_of::<f32>();
-            traffic.two_pass_bytes = (job.channels * map + map + marks * size_of::<Mark>()) as u64;
+            let image = job.channels * job.height * job.width * size_of::<f32>();
+            traffic.two_pass_bytes = (image + marks * size_of::<Mark>()) as u64;
         }
         traffic
     }
@@ -511,7 +511,7 @@ fn worker_bytes(job: &Job) -> u64 {
 /// What the work on the coverage, between the passes, takes beyond what the passes have taken.
 fn coverage_bytes(job: &Job, passes: u64) -> u64 {
     let least = |rules: Rules| {
-        let percentile = percentile::worker_bytes(job.width, job.planes());
+        let percentile = percentile::worker_bytes(job.width, job.channels);
         // A blur that makes no sense is refused where it begins.
         gains::least_bytes(job.width, rules.sigma_px).unwrap_or(0).max(percentile)
     };

@@ -152,7 +152,7 @@ fn mark_run(
     match marker.file.rule {
         MaskRule::Values => marker.run(input, at, run.len, |k| values[k] > LEAST_MASK),
         // Samples are valid only when all that a linear interpolation looks at is.
-        MaskRule::Validity if counted == run.len => marker.run(input, at, run.len, |_| true),
+        MaskRule::Validity if counted == run.len => marker.all(input, at, run.len),
         MaskRule::Validity => marker.run(input, at, run.len, |k| {
             !values[k].is_nan() || valid_share(loaded.plane(0), run, k) > LEAST_MASK
         }),

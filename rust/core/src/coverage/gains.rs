@@ -6,7 +6,6 @@
 //! 4.5, as observed; its cost is not.)
 
 use std::ops::Range;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::marks::{Group, Mark, MarkBuffer, Marks};
@@ -16,7 +15,9 @@ use super::{Blur, BlurSpace, Gaussian, RowSource, SEGMENT_ROWS};
 use crate::budget::{LeasedVec, Ledger};
 use crate::cancel::CancelToken;
 use crate::coadd::ROWS;
+use crate::cpu::dispatched;
 use crate::parallel;
+use crate::sink::Target;
 use crate::source::read_exact_at;
 use crate::{Error, Result};
 
@@ -57,7 +58,7 @@ pub struct Gains {
     pub scales: (f32, f32),
 }
 
-/// What the work on coverage may take and where it may leave things.
+/// What the work on coverage may take.
 pub struct Means<'a> {
     /// Workers at most.
     pub workers: usize,
@@ -65,8 +66,6 @@ pub struct Means<'a> {
     pub ledger: &'a Arc<Ledger>,
     /// Bytes of buffers at most.
     pub bytes: u64,
-    /// Path of the scratch file for the scale map.
-    pub scratch: PathBuf,
     /// Stops the work.
     pub cancel: &'a CancelToken,
 }
@@ -87,16 +86,17 @@ impl RowSource for Coverage<'_> {
 }
 
 /// Measure the gains of `inputs` inputs whose masks `marks` has, given the finished planes of
-/// pass one.
+/// pass one. `place` is where the scale map may lie: a plane that pass two will write over.
 pub fn measure(
     planes: &dyn Planes,
     shape: (usize, usize),
     marks: &Marks,
     inputs: usize,
     rules: &Rules,
+    place: &Target,
     means: &Means,
 ) -> Result<Gains> {
-    let map = ScaleMap::create(means.scratch.clone(), shape)?;
+    let map = ScaleMap::open(place, shape)?;
     let scales = map.fill(planes, rules, means)?;
     let tasks = tasks(marks);
     let mut gains = Gains { scales, ..Gains::default() };
@@ -152,9 +152,9 @@ fn tasks(marks: &Marks) -> Vec<Task> {
     tasks
 }
 
-/// The scale map in a scratch file: NaN where a pixel does not count.
-struct ScaleMap {
-    path: PathBuf,
+/// The scale map in a file: NaN where a pixel does not count.
+struct ScaleMap<'a> {
+    place: &'a Target,
     file: std::fs::File,
     height: usize,
     width: usize,
@@ -217,12 +217,16 @@ struct Middle {
     before: u64,
 }
 
-impl ScaleMap {
-    fn create(path: PathBuf, (height, width): (usize, usize)) -> Result<Self> {
-        let file =
-            std::fs::File::options().read(true).write(true).create(true).truncate(true).open(&path);
-        let file = file.map_err(|e| Error::writing(&path, &e))?;
-        Ok(Self { path, file, height, width })
+impl<'a> ScaleMap<'a> {
+    fn open(place: &'a Target, (height, width): (usize, usize)) -> Result<Self> {
+        let file = std::fs::File::options().read(true).write(true).open(&place.0);
+        let file = file.map_err(|e| Error::writing(&place.0, &e))?;
+        Ok(Self { place, file, height, width })
+    }
+
+    /// Byte of the file at which a row begins.
+    fn at(&self, y: usize) -> u64 {
+        self.place.1 + (y * self.width * size_of::<f32>()) as u64
     }
 
     /// Blur the coverage and write the map. Returns its least and greatest value.
@@ -246,14 +250,9 @@ impl ScaleMap {
             let MapSpace { blur: buffers, row, scales } = space;
             blur.segment(segment, buffers, &mut |y, coverage, mean| {
                 scale_row(coverage, mean, rules.threshold, row);
-                for &scale in row.iter() {
-                    // NaN compares false.
-                    scales.0 = if scale < scales.0 { scale } else { scales.0 };
-                    scales.1 = if scale > scales.1 { scale } else { scales.1 };
-                }
-                let at = (y * self.width * size_of::<f32>()) as u64;
-                crate::sink::write_all_at(&self.file, as_bytes_mut(row), at)
-                    .map_err(|e| Error::writing(&self.path, &e))
+                extremes(row, scales);
+                crate::sink::write_all_at(&self.file, as_bytes_mut(row), self.at(y))
+                    .map_err(|e| Error::writing(&self.place.0, &e))
             })
         })?;
         let low = crew.iter().map(|space| space.scales.0).fold(f32::INFINITY, f32::min);
@@ -263,9 +262,8 @@ impl ScaleMap {
 
     fn read(&self, y: Range<usize>, rows: &mut [f32]) -> Result<()> {
         let rows = &mut rows[..y.len() * self.width];
-        let at = (y.start * self.width * size_of::<f32>()) as u64;
-        read_exact_at(&self.file, as_bytes_mut(rows), at)
-            .map_err(|e| Error::reading(&self.path, &e))
+        read_exact_at(&self.file, as_bytes_mut(rows), self.at(y.start))
+            .map_err(|e| Error::reading(&self.place.0, &e))
     }
 
     /// The gains of some inputs: two sweeps over their marks and the map.
@@ -370,9 +368,14 @@ fn enough(masked: u64, used: u64) -> bool {
     masked > 0 && used >= LEAST_PIXELS.max(part)
 }
 
-/// One row of the scale map. The mean is rounded to single precision first: where coverage is flat
-/// it is the coverage but for its last digits, which must not decide about the threshold.
-fn scale_row(coverage: &[f32], mean: &[f64], threshold: f64, out: &mut [f32]) {
+dispatched! {
+    /// One row of the scale map. The mean is rounded to single precision first: where coverage is
+    /// flat it is the coverage but for its last digits, which must not decide about the threshold.
+    fn scale_row(coverage: &[f32], mean: &[f64], threshold: f64, out: &mut [f32]) = scale_row_here
+}
+
+#[inline(always)]
+fn scale_row_here(coverage: &[f32], mean: &[f64], threshold: f64, out: &mut [f32]) {
     for ((scale, &c), &mean) in out.iter_mut().zip(coverage).zip(mean) {
         let ratio = mean / f64::from(if c > LEAST_COVERAGE { c } else { LEAST_COVERAGE });
         let ratio = ratio as f32;
@@ -381,6 +384,30 @@ fn scale_row(coverage: &[f32], mean: &[f64], threshold: f64, out: &mut [f32]) {
         let is_well_covered = f64::from(mean as f32) >= threshold;
         *scale = if c > 0.0 && is_well_covered { clamped } else { f32::NAN };
     }
+}
+
+dispatched! {
+    /// Extend the range `scales` over a row; NaN compares false.
+    fn extremes(row: &[f32], scales: &mut (f32, f32)) = extremes_here
+}
+
+#[inline(always)]
+fn extremes_here(row: &[f32], scales: &mut (f32, f32)) {
+    const LANES: usize = 16;
+    let (mut low, mut high) = ([scales.0; LANES], [scales.1; LANES]);
+    let (groups, rest) = row.as_chunks::<LANES>();
+    let mut last = [f32::NAN; LANES];
+    last[..rest.len()].copy_from_slice(rest);
+    for group in groups.iter().chain([&last]) {
+        for k in 0..LANES {
+            low[k] = if group[k] < low[k] { group[k] } else { low[k] };
+            high[k] = if group[k] > high[k] { group[k] } else { high[k] };
+        }
+    }
+    *scales = (
+        low.into_iter().fold(f32::INFINITY, f32::min),
+        high.into_iter().fold(f32::NEG_INFINITY, f32::max),
+    );
 }
 
 /// Place of a scale among the floats from the least to the greatest; nothing for NaN.

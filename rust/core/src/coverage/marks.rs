@@ -108,6 +108,14 @@ pub struct Marker<'a> {
 }
 
 impl Marker<'_> {
+    /// Mark all `len` pixels of a run that begins at (x, y).
+    #[inline(always)]
+    pub fn all(&mut self, input: usize, (x, y): (i64, i64), len: usize) {
+        let (x0, x1) = (x as u32, (x as usize + len) as u32);
+        let mark = Mark { input: input as u32, y: y as u32, x0, x1 };
+        self.buffer.push(mark, self.rows, self.file);
+    }
+
     /// Mark the pixels of a run that begins at (x, y), as far as `covers` says.
     #[inline(always)]
     pub fn run(
@@ -123,9 +131,7 @@ impl Marker<'_> {
             match start {
                 None if is_covered => start = Some(k),
                 Some(first) if !is_covered => {
-                    let [x0, x1] = [first, k].map(|k| (x as usize + k) as u32);
-                    let mark = Mark { input: input as u32, y: y as u32, x0, x1 };
-                    self.buffer.push(mark, self.rows, self.file);
+                    self.all(input, (x + first as i64, y), k - first);
                     start = None;
                 }
                 _ => {}

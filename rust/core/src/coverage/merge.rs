@@ -3,23 +3,14 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::luminance::luminances;
 use super::planes::Planes;
 use crate::Result;
+use crate::cpu::dispatched;
 use crate::sink::Sink;
 
 /// Pass two is used where its luminance is at least this part of pass one's.
 pub const LEAST_RATIO: f32 = 0.4;
-
-/// Mean over the channels of pixel `x`.
-#[inline(always)]
-pub(crate) fn luminance<'a>(channels: impl Iterator<Item = &'a [f32]>, x: usize) -> f32 {
-    let (mut sum, mut count) = (0.0, 0.0);
-    for channel in channels {
-        sum += f64::from(channel[x]);
-        count += 1.0;
-    }
-    (sum / count) as f32
-}
 
 /// A sink for pass two that keeps pass one where pass two is much darker.
 pub struct MergeSink<'a> {
@@ -45,32 +36,29 @@ impl<'a> MergeSink<'a> {
 
     /// Bytes that one worker takes while it merges.
     pub fn worker_bytes(channels: usize, width: usize) -> u64 {
-        (channels * width * size_of::<f32>()) as u64
+        ((channels + 2) * width * size_of::<f32>()) as u64
     }
 }
 
 impl Sink for MergeSink<'_> {
     fn finish(&self, rows: Range<usize>, planes: &mut [&mut [f32]]) -> Result<()> {
         let (coverage, images) = planes.split_last_mut().expect("there is a coverage plane");
-        let mut before = vec![0.0_f32; images.len() * self.width];
+        let mut before = vec![0.0; images.len() * self.width];
+        let (mut first, mut second) = (vec![0.0; self.width], vec![0.0; self.width]);
         let mut replaced = 0;
         for (line, y) in rows.clone().enumerate() {
             let span = line * self.width..(line + 1) * self.width;
             for (channel, row) in before.chunks_mut(self.width).enumerate() {
                 self.first.read(channel, y, row)?;
             }
-            let coverage = &coverage[span.clone()];
-            for x in 0..self.width {
-                let second = luminance(images.iter().map(|image| &image[span.clone()]), x);
-                let first = luminance(before.chunks(self.width), x);
-                let ratio = second / (first + self.epsilon);
-                if coverage[x] > 0.0 && ratio >= LEAST_RATIO {
-                    replaced += 1;
-                    continue;
-                }
-                for (image, row) in images.iter_mut().zip(before.chunks(self.width)) {
-                    image[span.start + x] = row[x];
-                }
+            let of_first: Vec<_> = before.chunks(self.width).collect();
+            luminances(&of_first, &mut first);
+            let of_second: Vec<_> = images.iter().map(|image| &image[span.clone()]).collect();
+            luminances(&of_second, &mut second);
+            decide(&first, &mut second, &coverage[span.clone()], self.epsilon);
+            replaced += second.iter().filter(|ratio| **ratio >= LEAST_RATIO).count() as u64;
+            for (image, row) in images.iter_mut().zip(of_first) {
+                merge(&second, row, &mut image[span.clone()]);
             }
         }
         self.replaced.fetch_add(replaced, Ordering::Relaxed);
@@ -79,5 +67,31 @@ impl Sink for MergeSink<'_> {
 
     fn write(&self, rows: Range<usize>, planes: &[&[f32]]) -> Result<()> {
         self.inner.write(rows, planes)
+    }
+}
+
+dispatched! {
+    /// The ratio of the brightness of pass two, which it takes the place of, to that of pass one;
+    /// NaN where nothing covers.
+    fn decide(first: &[f32], second: &mut [f32], coverage: &[f32], epsilon: f32) = decide_here
+}
+
+#[inline(always)]
+fn decide_here(first: &[f32], second: &mut [f32], coverage: &[f32], epsilon: f32) {
+    for ((second, &first), &coverage) in second.iter_mut().zip(first).zip(coverage) {
+        let ratio = *second / (first + epsilon);
+        *second = if coverage > 0.0 { ratio } else { f32::NAN };
+    }
+}
+
+dispatched! {
+    /// Pass one where pass two is much darker.
+    fn merge(ratios: &[f32], first: &[f32], image: &mut [f32]) = merge_here
+}
+
+#[inline(always)]
+fn merge_here(ratios: &[f32], first: &[f32], image: &mut [f32]) {
+    for ((value, &first), &ratio) in image.iter_mut().zip(first).zip(ratios) {
+        *value = if ratio >= LEAST_RATIO { *value } else { first };
     }
 }

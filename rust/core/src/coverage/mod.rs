@@ -7,6 +7,7 @@
 mod blur;
 pub mod gains;
 mod gaussian;
+mod luminance;
 pub mod marks;
 pub mod merge;
 pub mod percentile;

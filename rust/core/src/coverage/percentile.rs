@@ -1,12 +1,11 @@
 //! The exact percentile of pass one's luminance.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use super::gains::Means;
-use super::merge::luminance;
+use super::luminance::luminances;
 use super::planes::Planes;
-use super::select::{key, locate, value};
+use super::select::{for_each_run, key, locate, value};
 use crate::Result;
 use crate::budget::{LeasedVec, Ledger};
 use crate::parallel;
@@ -20,6 +19,7 @@ const TASK_ROWS: usize = 64;
 
 /// What a worker owns.
 struct Space {
+    /// A row of luminance, and the channels that it comes from.
     rows: LeasedVec<f32>,
     tally: Tally,
 }
@@ -31,26 +31,30 @@ struct Tally {
 }
 
 /// Bytes of one worker.
-pub fn worker_bytes(width: usize, planes: usize) -> u64 {
-    (planes * width * size_of::<f32>() + BINS * size_of::<u64>()) as u64
+pub fn worker_bytes(width: usize, channels: usize) -> u64 {
+    ((channels + 1) * width * size_of::<f32>() + BINS * size_of::<u64>()) as u64
 }
 
-/// The percentile `percent` of the mean over the channels, where the coverage (the last of
-/// `planes`) is above 0, linear between neighbours. Nothing where nothing is covered.
+/// The percentile `percent` of the mean over the channels, all of `planes` but the last, where
+/// that is a number: where something covers. Linear between neighbours; nothing where there is
+/// none.
 pub fn luminance_percentile(
     planes: &dyn Planes,
     (height, width): (usize, usize),
     percent: f64,
     means: &Means,
 ) -> Result<Option<f64>> {
-    let affordable = means.bytes / worker_bytes(width, planes.count()).max(1);
+    let channels = planes.count() - 1;
+    let affordable = means.bytes / worker_bytes(width, channels).max(1);
     let workers = means.workers.min(affordable as usize).max(1);
-    let space = |_| Space::new(width, planes.count(), means.ledger);
+    let space = |_| Space::new(width, channels, means.ledger);
     let mut crew = (0..workers).map(space).collect::<Result<Vec<_>>>()?;
     let total = |crew: &[Space], bin: usize| crew.iter().map(|s| s.tally.counts[bin]).sum::<u64>();
 
     let sweep = Sweep { planes, height, width, means };
-    sweep.run(&mut crew, |space, key| space.counts[(key >> HALF) as usize] += 1)?;
+    sweep.run(&mut crew, |tally, row| {
+        for_each_run(row, |key| (key >> HALF) as usize, |bin, run| tally.counts[bin] += run);
+    })?;
     let number: u64 = (0..BINS).map(|bin| total(&crew, bin)).sum();
     if number == 0 {
         return Ok(None);
@@ -63,12 +67,14 @@ pub fn luminance_percentile(
         space.tally.counts.fill(0);
         space.tally.least = u32::MAX;
     }
-    sweep.run(&mut crew, |space, key| {
-        let bin = (key >> HALF) as usize;
-        if bin == first {
-            space.counts[(key & 0xffff) as usize] += 1;
-        } else if bin == second {
-            space.least = space.least.min(key);
+    sweep.run(&mut crew, |tally, row| {
+        for key in row.iter().filter(|value| !value.is_nan()).map(|&value| key(value)) {
+            let bin = (key >> HALF) as usize;
+            if bin == first {
+                tally.counts[(key & 0xffff) as usize] += 1;
+            } else if bin == second {
+                tally.least = tally.least.min(key);
+            }
         }
     })?;
     let [low, high] = [0, 1].map(|i| {
@@ -81,7 +87,7 @@ pub fn luminance_percentile(
     Ok(Some(low + (high - low) * (place - place.floor())))
 }
 
-/// A look at every covered pixel.
+/// A look at the luminance of every row.
 struct Sweep<'a> {
     planes: &'a dyn Planes,
     height: usize,
@@ -90,47 +96,31 @@ struct Sweep<'a> {
 }
 
 impl Sweep<'_> {
-    fn run(&self, crew: &mut [Space], look: impl Fn(&mut Tally, u32) + Sync) -> Result<()> {
+    fn run(&self, crew: &mut [Space], look: impl Fn(&mut Tally, &[f32]) + Sync) -> Result<()> {
         let starts = (0..self.height).step_by(TASK_ROWS).collect();
         parallel::run(crew, starts, |start, space| {
             self.means.cancel.check()?;
-            let rows = start..self.height.min(start + TASK_ROWS);
-            space.look(self.planes, rows, self.width, &look)
+            for y in start..self.height.min(start + TASK_ROWS) {
+                let (row, channels) = space.rows.split_at_mut(self.width);
+                let mut images = Vec::with_capacity(self.planes.count() - 1);
+                for (plane, image) in channels.chunks_mut(self.width).enumerate() {
+                    self.planes.read(plane, y, image)?;
+                    images.push(&*image);
+                }
+                luminances(&images, row);
+                look(&mut space.tally, row);
+            }
+            Ok(())
         })?;
         Ok(())
     }
 }
 
 impl Space {
-    fn new(width: usize, planes: usize, ledger: &Arc<Ledger>) -> Result<Self> {
+    fn new(width: usize, channels: usize, ledger: &Arc<Ledger>) -> Result<Self> {
         Ok(Self {
-            rows: ledger.zeroed(planes * width)?,
+            rows: ledger.zeroed((channels + 1) * width)?,
             tally: Tally { counts: ledger.zeroed(BINS)?, least: u32::MAX },
         })
-    }
-
-    /// Show the key of every covered pixel's luminance to `look`.
-    fn look(
-        &mut self,
-        planes: &dyn Planes,
-        rows: Range<usize>,
-        width: usize,
-        look: &impl Fn(&mut Tally, u32),
-    ) -> Result<()> {
-        for y in rows {
-            for plane in 0..planes.count() {
-                planes.read(plane, y, &mut self.rows[plane * width..][..width])?;
-            }
-            let images = (planes.count() - 1) * width;
-            for x in 0..width {
-                if self.rows[images + x] > 0.0 {
-                    let value = luminance(self.rows[..images].chunks(width), x);
-                    if !value.is_nan() {
-                        look(&mut self.tally, key(value));
-                    }
-                }
-            }
-        }
-        Ok(())
     }
 }
