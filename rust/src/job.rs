@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use numpy::PyReadonlyArray1;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use zmrs_core::coadd::Combine;
+use zmrs_core::coadd::{Combine, Parameters};
 use zmrs_core::coverage::gains::Rules;
 use zmrs_core::job;
 use zmrs_core::resample::Kernel;
@@ -134,25 +134,30 @@ pub struct Job(pub job::Job);
 #[pymethods]
 impl Job {
     #[new]
-    #[pyo3(signature = (shape, kernel, combine, inputs, *, match_offsets=false, two_pass=None))]
+    #[pyo3(signature = (shape, kernel, combine, inputs, *, kappa=(3.0, 3.0), winsor=(0.05, 0.05),
+                        together=false, match_offsets=false, two_pass=None))]
     fn new(
         py: Python<'_>,
         shape: (usize, usize, usize),
         kernel: &str,
         combine: &str,
         inputs: Vec<Bound<'_, Input>>,
+        kappa: (f64, f64),
+        winsor: (f64, f64),
+        together: bool,
         match_offsets: bool,
         two_pass: Option<(f64, f64, f64, f64)>,
     ) -> PyResult<Self> {
         let rules =
             |(sigma_px, low, high, threshold)| Rules { sigma_px, clip: (low, high), threshold };
+        let method = Combine::from_name(combine, &Parameters { kappa, winsor, together });
         let unknown = |what, name| PyValueError::new_err(format!("there is no {what} '{name}'"));
         let job = job::Job {
             channels: shape.0,
             height: shape.1,
             width: shape.2,
             kernel: Kernel::from_name(kernel).ok_or_else(|| unknown("kernel", kernel))?,
-            combine: Combine::from_name(combine).ok_or_else(|| unknown("combine", combine))?,
+            combine: method.ok_or_else(|| unknown("combine", combine))?,
             inputs: inputs.iter().map(|input| input.get().0.clone()).collect(),
             match_offsets,
             two_pass: two_pass.map(rules),

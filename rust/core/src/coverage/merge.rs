@@ -42,7 +42,8 @@ impl<'a> MergeSink<'a> {
 
 impl Sink for MergeSink<'_> {
     fn finish(&self, rows: Range<usize>, planes: &mut [&mut [f32]]) -> Result<()> {
-        let (coverage, images) = planes.split_last_mut().expect("there is a coverage plane");
+        let (images, rest) = planes.split_at_mut(self.first.count() - 1);
+        let coverage = &rest[0];
         let mut before = vec![0.0; images.len() * self.width];
         let (mut first, mut second) = (vec![0.0; self.width], vec![0.0; self.width]);
         let mut replaced = 0;

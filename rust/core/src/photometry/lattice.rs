@@ -156,7 +156,7 @@ mod tests {
     use std::sync::{Arc, OnceLock};
 
     use super::*;
-    use crate::coadd::Combine;
+    use crate::coadd::{Combine, Running};
     use crate::job::Input;
     use crate::resample::Kernel;
     use crate::source::{Encoding, SampleType, Source, Store};
@@ -188,7 +188,7 @@ mod tests {
             width: canvas,
             channels,
             kernel,
-            combine: Combine::Mean,
+            combine: Combine::Running(Running::Mean),
             inputs,
             match_offsets: true,
             two_pass: None,

@@ -431,7 +431,7 @@ impl Chunk<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::coadd::Combine;
+    use crate::coadd::{Combine, Running};
     use crate::geom::ExactCells;
     use crate::source::{Encoding, SampleType, Source, Store};
 
@@ -521,7 +521,7 @@ mod tests {
             width: 1200,
             channels: 2,
             kernel: Kernel::Lanczos3,
-            combine: Combine::Mean,
+            combine: Combine::Running(Running::Mean),
             inputs: inputs.collect(),
             match_offsets: true,
             two_pass: None,
