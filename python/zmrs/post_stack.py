@@ -77,8 +77,9 @@ class TwoPass:
         Of the inputs; all 1 when the first pass is kept.
     offsets
         Of the inputs, by channel, once they are multiplied by the gains; None without matching.
-    read_bytes
-        What the second pass has read.
+    read_bytes, workers, chunk_peak_bytes, leased_peak_bytes
+        What the second pass has read, the threads that it was granted, and the most bytes that its
+        chunks and all its buffers took; 0 where it did not run to its end.
     reason
         Why the first pass is kept; empty otherwise.
     scales
@@ -93,6 +94,9 @@ class TwoPass:
     offsets: list[list[float]] | None = None
     is_applied: bool = False
     read_bytes: int = 0
+    workers: int = 0
+    chunk_peak_bytes: int = 0
+    leased_peak_bytes: int = 0
     reason: str = ""
     scales: tuple[float, float] | None = None
     replaced: float = 0.0
@@ -106,6 +110,9 @@ class TwoPass:
             "gains": self.gains,
             "scale_range": self.scales,
             "replaced_fraction": self.replaced,
+            "workers": self.workers,
+            "chunk_peak_bytes": self.chunk_peak_bytes,
+            "leased_peak_bytes": self.leased_peak_bytes,
             "seconds": self.seconds,
         }
 
@@ -197,7 +204,8 @@ def _renormalise(
         progress=progress,
     )
     timed("second pass", now)
-    outcome.read_bytes = stats.read_bytes
+    outcome.read_bytes, outcome.workers = stats.read_bytes, stats.workers
+    outcome.chunk_peak_bytes, outcome.leased_peak_bytes = stats.chunk_peak, stats.ledger_peak
     outcome.replaced = stats.replaced / (prepared.grid.height * prepared.grid.width)
     if not stats.replaced:
         outcome.reason = (
