@@ -15,7 +15,7 @@ import numpy as np
 from zmrs import _zmrs
 from zmrs.errors import Cancelled, DiskFullError, ZmrsError
 from zmrs.plan import select_two_pass_plan
-from zmrs.settings import setting
+from zmrs.settings import flag, setting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -138,6 +138,7 @@ def two_pass(
     plan = select_two_pass_plan(phase5_plan=prepared.plan, fallback_plan=None)
     log_request(options.two_pass_sigma, clip_of(options), prepared.grid.shape)
     log_plan(plan)
+    log_gpu_refused(plan, is_asked=options.gpu == "on")
     outcome = TwoPass([1.0] * len(prepared.placed))
     try:
         _renormalise(prepared, first, matching, targets, scratch, outcome, write_back, progress)
@@ -246,9 +247,13 @@ def log_request(
     )
 
 
-def log_gpu_refused(logger: logging.Logger = log) -> None:
-    """The line that says that the plan forbids the GPU that was asked for."""
-    logger.info("[TwoPass] GPU requested but disabled by plan.use_gpu=False -> forcing CPU")
+def log_gpu_refused(plan: Any, *, is_asked: bool, logger: logging.Logger = log) -> None:
+    """The line that says that the plan forbids the GPU, where it does and the GPU was asked for.
+
+    A plan that says nothing of the GPU does not forbid it.
+    """
+    if is_asked and not flag(plan, "use_gpu", True):
+        logger.info("[TwoPass] GPU requested but disabled by plan.use_gpu=False -> forcing CPU")
 
 
 def log_plan(plan: Any, logger: logging.Logger = log) -> None:
