@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zmrs import limits
-from zmrs.config import COMBINES, KERNELS, MATCHES, Options, parse
+from zmrs.config import COMBINES, GPUS, KERNELS, MATCHES, Options, parse
 from zmrs.errors import UsageError
 from zmrs.memory import parse_memory
 from zmrs.pipeline import Result, make_mosaic
 from zmrs.plan import Plan
+from zmrs.settings import setting
 from zmrs.sky import is_known_sky
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def mosaic(
     wcs: Any = None,
     shape: tuple[int, int] | None = None,
     plan: Any = None,
+    gpu: str = "auto",
     overwrite: bool = False,
     progress: Callable[[Event], object] | None = None,
     **options: Any,
@@ -76,6 +78,10 @@ def mosaic(
         None is the optimal grid of the inputs.
     plan
         Resources: a `zmrs.Plan`, any object or mapping with its fields; None makes one.
+    gpu
+        ``auto`` computes on a GPU where that can be done, ``off`` never, ``on`` fails where it
+        cannot be done; but a `plan` whose ``use_gpu`` is False goes before.  This version computes
+        on the CPU only.
     overwrite
         Replace an existing output.
     progress
@@ -100,14 +106,14 @@ def mosaic(
         ("kernel", kernel, KERNELS),
         ("combine", combine, COMBINES),
         ("match", match, MATCHES),
+        ("gpu", gpu, GPUS),
     ):
         if value not in known:
             raise UsageError(f"{name}: '{value}' is not one of {', '.join(known)}.")
     if isinstance(inputs, str | Path):
         inputs = [inputs]
     threads = _threads(threads)
-    if isinstance(plan, str | bytes | int | float):
-        raise UsageError(f"plan: {plan!r} is no plan; give a zmrs.Plan or its fields.")
+    plan = _plan(plan)
     if shape is not None and isinstance(wcs, str | Path):
         raise UsageError("shape: the template says it already; drop one of the two.")
     _check_options(options, wcs)
@@ -119,6 +125,7 @@ def mosaic(
         combine=combine,
         match=match,
         two_pass=two_pass,
+        gpu=gpu,
         overwrite=overwrite,
         wcs=template,
         **options,
@@ -129,10 +136,21 @@ def mosaic(
         chosen,
         grid=_grid(wcs, shape) if template is None else None,
         weights=None if weights is None else list(weights),
-        plan=None if plan is None else Plan.from_phase5(plan),
+        plan=plan,
         held_bytes=limits.resident_bytes(),
         listener=progress,
     )
+
+
+def _plan(source: Any) -> Plan | None:
+    """A plan that the caller brings, in whatever form."""
+    if source is None:
+        return None
+    if isinstance(source, str | bytes | int | float):
+        raise UsageError(f"plan: {source!r} is no plan; give a zmrs.Plan or its fields.")
+    plan = Plan.from_phase5(source)
+    # Who says nothing of the GPU does not forbid it.
+    return plan.replace(use_gpu=True) if setting(source, "use_gpu") is None else plan
 
 
 def _threads(threads: Any) -> int | None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COMBINES",
+    "GPUS",
     "KERNELS",
     "MATCHES",
     "MOST_SIGMA_PX",
@@ -32,6 +33,7 @@ __all__ = [
 KERNELS = ("nearest", "bilinear", "bicubic", "lanczos2", "lanczos3")
 COMBINES = ("mean", "sum", "min", "max", "first", "last")
 MATCHES = ("none", "offset")
+GPUS = ("auto", "on", "off")
 PROGRESS = ("auto", "bar", "json", "none")
 FRAMES = ("icrs", "galactic")
 MOST_SIGMA_PX = 16384
@@ -63,6 +65,12 @@ class Options:
         "Worker threads [default: the processors, less one in twenty]",
         kind="count",
         metavar="N",
+    )
+    gpu: str = _option(
+        "auto",
+        "Whether to compute on a GPU; on fails where that cannot be",
+        kind="choice",
+        choices=GPUS,
     )
     hdu: str | None = _option(
         None,

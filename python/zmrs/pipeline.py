@@ -21,7 +21,7 @@ from zmrs.grid import Grid, input_pixel_scale_arcsec, make_grid
 from zmrs.io import cards, output
 from zmrs.memory import Allowance, allowance
 from zmrs.placing import Placed, no_scratch, place, scratch_folder
-from zmrs.plan import Plan, describe, given_plan, phase5_plan
+from zmrs.plan import Plan, check_gpu, describe, given_plan, phase5_plan
 from zmrs.probe import detect_capabilities
 from zmrs.result import Result, figures_of, header_of, log_result, rows_of
 from zmrs.scan import LeftOut
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 __all__ = ["Prepared", "Result", "make_mosaic", "prepare"]
 
 log = logging.getLogger("zmrs")
+
+_HAS_GPU_BACKEND = False
+"""Whether there is an engine that computes on a GPU."""
 
 _MOSTLY_EMPTY = 10.0
 """An output of more than so many times the inputs' area is warned of."""
@@ -142,8 +145,9 @@ def prepare(
     Raises
     ------
     ZmrsError
-        No usable input, no sensible grid, or a job that does not fit.
+        No usable input, no sensible grid, a job that does not fit, or a GPU demanded in vain.
     """
+    check_gpu(options, plan, has_gpu_backend=_HAS_GPU_BACKEND)
     seconds: dict[str, float] = {}
     # A peak from before this job is nobody's to plan for.
     limits.forget_peak()
@@ -180,9 +184,11 @@ def prepare(
     # What was mapped meanwhile is lost to an address-space limit.
     allowed = allowed.within(limits.memory_limits())
     if plan is None:
-        plan = phase5_plan(chosen, placed, options, caps, allowed=allowed, has_gpu_backend=False)
+        plan = phase5_plan(
+            chosen, placed, options, caps, allowed=allowed, has_gpu_backend=_HAS_GPU_BACKEND
+        )
     else:
-        plan, allowed = given_plan(plan, options, caps, allowed)
+        plan, allowed = given_plan(plan, options, caps, allowed, has_gpu_backend=_HAS_GPU_BACKEND)
     reserved = limits.resident_bytes()
     peak = limits.peak_resident_bytes()
     planning_peak = peak if peak > peak_before else 0

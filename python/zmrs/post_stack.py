@@ -15,7 +15,7 @@ import numpy as np
 from zmrs import _zmrs
 from zmrs.errors import Cancelled, DiskFullError, ZmrsError
 from zmrs.plan import select_two_pass_plan
-from zmrs.settings import setting
+from zmrs.settings import flag, setting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,8 +77,9 @@ class TwoPass:
         Of the inputs; all 1 when the first pass is kept.
     offsets
         Of the inputs, by channel, once they are multiplied by the gains; None without matching.
-    read_bytes
-        What the second pass has read.
+    read_bytes, workers, chunk_peak_bytes, leased_peak_bytes
+        What the second pass has read, the threads that it was granted, and the most bytes that its
+        chunks and all its buffers took; 0 where it did not run to its end.
     reason
         Why the first pass is kept; empty otherwise.
     scales
@@ -93,6 +94,9 @@ class TwoPass:
     offsets: list[list[float]] | None = None
     is_applied: bool = False
     read_bytes: int = 0
+    workers: int = 0
+    chunk_peak_bytes: int = 0
+    leased_peak_bytes: int = 0
     reason: str = ""
     scales: tuple[float, float] | None = None
     replaced: float = 0.0
@@ -106,6 +110,9 @@ class TwoPass:
             "gains": self.gains,
             "scale_range": self.scales,
             "replaced_fraction": self.replaced,
+            "workers": self.workers,
+            "chunk_peak_bytes": self.chunk_peak_bytes,
+            "leased_peak_bytes": self.leased_peak_bytes,
             "seconds": self.seconds,
         }
 
@@ -130,6 +137,7 @@ def two_pass(
     plan = select_two_pass_plan(phase5_plan=prepared.plan, fallback_plan=None)
     log_request(options.two_pass_sigma, clip_of(options), prepared.grid.shape)
     log_plan(plan)
+    log_gpu_refused(plan, is_asked=options.gpu == "on")
     outcome = TwoPass([1.0] * len(prepared.placed))
     try:
         _renormalise(prepared, first, matching, targets, outcome, write_back, progress)
@@ -195,7 +203,8 @@ def _renormalise(
         progress=progress,
     )
     timed("second pass", now)
-    outcome.read_bytes = stats.read_bytes
+    outcome.read_bytes, outcome.workers = stats.read_bytes, stats.workers
+    outcome.chunk_peak_bytes, outcome.leased_peak_bytes = stats.chunk_peak, stats.ledger_peak
     outcome.replaced = stats.replaced / (prepared.grid.height * prepared.grid.width)
     if not stats.replaced:
         outcome.reason = (
@@ -236,9 +245,13 @@ def log_request(
     )
 
 
-def log_gpu_refused(logger: logging.Logger = log) -> None:
-    """The line that says that the plan forbids the GPU that was asked for."""
-    logger.info("[TwoPass] GPU requested but disabled by plan.use_gpu=False -> forcing CPU")
+def log_gpu_refused(plan: Any, *, is_asked: bool, logger: logging.Logger = log) -> None:
+    """The line that says that the plan forbids the GPU, where it does and the GPU was asked for.
+
+    A plan that says nothing of the GPU does not forbid it.
+    """
+    if is_asked and not flag(plan, "use_gpu", True):
+        logger.info("[TwoPass] GPU requested but disabled by plan.use_gpu=False -> forcing CPU")
 
 
 def log_plan(plan: Any, logger: logging.Logger = log) -> None:

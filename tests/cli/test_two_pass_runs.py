@@ -91,8 +91,11 @@ def assert_engine_uses(done: Outcome, height: int) -> None:
     (line,) = lines(done.err, "[TwoPass] plan=")
     found = dict(re.findall(r"(\w+)=(\S+)", line))
     assert found["plan"] == "phase5"
-    assert int(found["cpu_workers"]) == done.stats["workers"]
+    again = done.stats["two_pass"]
+    assert int(found["cpu_workers"]) == done.stats["workers"] == again["workers"]
     assert found["max_chunk_mb"] == f"{done.stats['chunk_peak_bytes'] / MIB:.2f}"
+    assert 0 < again["chunk_peak_bytes"] <= done.stats["chunk_peak_bytes"]
+    assert 0 < again["leased_peak_bytes"] <= done.stats["projected_bytes"]
     assert -(-height // int(found["rows"])) == done.stats["bands"]
     assert (found["use_gpu"], found["gpu_rows"], found["gpu_max_chunk_mb"]) == ("False", "-", "-")
 

@@ -18,7 +18,7 @@ from zmrs.errors import ZmrsError
 from zmrs.placing import scratch_folder
 from zmrs.plan import select_two_pass_plan
 from zmrs.post_stack import log_gpu_refused, log_plan, log_request
-from zmrs.settings import flag, known, setting
+from zmrs.settings import known, setting
 from zmrs.two_pass import coverage_renorm, gain_of, masks_of
 
 if TYPE_CHECKING:
@@ -135,8 +135,7 @@ def run_second_pass_coverage_renorm(
     """
     del telemetry_ctrl, debug_diag
     logger = logger or log
-    if use_gpu_two_pass and not flag(parallel_plan, "use_gpu", True):
-        log_gpu_refused(logger)
+    log_gpu_refused(parallel_plan, is_asked=bool(use_gpu_two_pass), logger=logger)
     if not tiles or final_wcs_p1 is None or coverage_p1 is None:
         return None
     try:
