@@ -63,7 +63,9 @@ def mosaic(
     kernel
         ``nearest``, ``bilinear``, ``bicubic``, ``lanczos2`` or ``lanczos3``.
     combine
-        ``mean``, ``sum``, ``min``, ``max``, ``first`` or ``last``.
+        ``mean``, ``sum``, ``min``, ``max``, ``first``, ``last``, ``median``, or a rejecting one:
+        ``kappa-sigma``, ``winsorized``, ``winsorized-reference``, ``winsor-percentile``; ``kappa``,
+        ``winsor`` and ``reject_together`` among the `options` say how.
     match
         Photometric matching: ``offset`` brings inputs to a common sky level where they overlap,
         ``none`` takes them as they are.
@@ -89,7 +91,8 @@ def mosaic(
     **options
         The other fields of `zmrs.config.Options`: ``hdu``, ``recursive``, ``scale``, ``center``,
         ``size``, ``projection``, ``frame``, ``rotate``, ``max_output_pixels``, ``strict``,
-        ``scratch``, ``two_pass_sigma``, ``two_pass_gain_clip``.
+        ``scratch``, ``kappa``, ``winsor``, ``reject_together``, ``two_pass_sigma``,
+        ``two_pass_gain_clip``.
 
     Returns
     -------

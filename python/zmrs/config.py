@@ -31,7 +31,19 @@ __all__ = [
 ]
 
 KERNELS = ("nearest", "bilinear", "bicubic", "lanczos2", "lanczos3")
-COMBINES = ("mean", "sum", "min", "max", "first", "last")
+COMBINES = (
+    "mean",
+    "sum",
+    "median",
+    "min",
+    "max",
+    "first",
+    "last",
+    "kappa-sigma",
+    "winsorized",
+    "winsorized-reference",
+    "winsor-percentile",
+)
 MATCHES = ("none", "offset")
 GPUS = ("auto", "on", "off")
 PROGRESS = ("auto", "bar", "json", "none")
@@ -50,7 +62,7 @@ class Options:
 
     Field names are the flags with underscores for dashes.  ``kind`` of each field's metadata
     is how its text is read: ``flag``, ``count``, ``number``, ``size``, ``choice``, ``pair``
-    (two numbers RA,DEC), ``shape`` (WxH), ``path`` or ``text``.
+    (two numbers RA,DEC), ``span`` (one or two, LO[,HI]), ``shape`` (WxH), ``path`` or ``text``.
     """
 
     memory: int | float | None = _option(
@@ -81,6 +93,21 @@ class Options:
     kernel: str = _option("bilinear", "How inputs are sampled", kind="choice", choices=KERNELS)
     combine: str = _option(
         "mean", "How the samples of a pixel are combined", kind="choice", choices=COMBINES
+    )
+    kappa: tuple[float, float] = _option(
+        (3.0, 3.0),
+        "Standard deviations below and above the median beyond which samples are rejected",
+        kind="span",
+        metavar="LO[,HI]",
+    )
+    winsor: tuple[float, float] = _option(
+        (0.05, 0.05),
+        "Parts of the samples that winsor-percentile draws in, at the lower and the upper end",
+        kind="pair",
+        metavar="LO,HI",
+    )
+    reject_together: bool = _option(
+        False, "Leave a sample that one channel rejects out of all of them", kind="flag"
     )
     match: str = _option(
         "offset", "Photometric matching of the inputs", kind="choice", choices=MATCHES
@@ -147,6 +174,13 @@ class Options:
     )
 
     def __post_init__(self) -> None:
+        kappa, winsor = tuple(self.kappa), tuple(self.winsor)
+        if len(kappa) != 2 or not all(0 < bound < math.inf for bound in kappa):
+            raise UsageError(f"--kappa: {as_text(kappa)} rejects nonsense; give numbers above 0.")
+        if len(winsor) != 2 or not all(0 <= part < 0.5 for part in winsor):
+            raise UsageError(
+                f"--winsor: {as_text(winsor)} leaves nothing; give two numbers from 0 to below 0.5."
+            )
         sigma, clip = self.two_pass_sigma, tuple(self.two_pass_gain_clip)
         if not 0 <= sigma <= MOST_SIGMA_PX:
             raise UsageError(
@@ -214,6 +248,10 @@ def _read_shape(text: str, _: Mapping[str, Any]) -> tuple[int, int]:
     return _read_count(width, _), _read_count(height, _)
 
 
+def _read_span(text: str, metadata: Mapping[str, Any]) -> tuple[float, float]:
+    return _read_pair(text if "," in text else f"{text},{text}", metadata)
+
+
 def _read_choice(text: str, metadata: Mapping[str, Any]) -> str:
     if text not in metadata["choices"]:
         raise UsageError(f"'{text}' is not one of {', '.join(metadata['choices'])}.")
@@ -235,6 +273,7 @@ _READERS = {
     "count": _read_count,
     "number": _read_number,
     "pair": _read_pair,
+    "span": _read_span,
     "shape": _read_shape,
     "choice": _read_choice,
     "flag": _read_flag,
@@ -244,6 +283,7 @@ _WANTED = {
     "count": "a whole number above 0",
     "number": "a finite number",
     "pair": "two numbers, with a comma between them",
+    "span": "one number, or two with a comma between them",
     "shape": "a size WxH",
     "flag": "true or false",
 }

@@ -218,7 +218,8 @@ def _renormalise(
 def targets_in(file: Path, prepared: Prepared) -> Targets:
     """Places for the image of a job in a new scratch file, one a channel."""
     file.touch()
-    plane_bytes = prepared.layout.write_bytes // (prepared.channels + 1)
+    height, width = prepared.grid.shape
+    plane_bytes = height * width * np.dtype(np.float32).itemsize
     return [(file, k * plane_bytes) for k in range(prepared.channels)]
 
 

@@ -177,6 +177,12 @@ impl Job {
         Ok(Self(job.map_err(|e| errors::to_py(py, &e))?))
     }
 
+    /// Whether the combine counts the samples that it rejects, in planes of the output.
+    #[getter]
+    fn counts_rejected(&self) -> bool {
+        self.0.combine.rejects()
+    }
+
     #[getter]
     fn input_bytes(&self) -> u64 {
         self.0.input_bytes()

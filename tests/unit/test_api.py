@@ -108,7 +108,7 @@ def test_grids_come_as_wcs_header_or_template(tmp_path: Path, image: Any, wcs: A
         ({"memory": "300"}, "lacks a unit"),
         ({"threads": 0}, "threads: 0"),
         ({"kernel": "cubic"}, "kernel: 'cubic'"),
-        ({"combine": "median"}, "combine: 'median'"),
+        ({"combine": "mode"}, "combine: 'mode'"),
     ],
 )
 def test_nonsense_is_refused_by_name(image: Any, wcs: Any, options: Any, message: str) -> None:
