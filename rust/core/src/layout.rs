@@ -225,7 +225,7 @@ impl Layout {
                 let served = Rect::new(window.out_x.clone(), step.rect.y0..step.rect.y1);
                 let served = served.intersect(&input.grid.rect());
                 traffic.samples += (served.area() * job.channels) as u64;
-                marks += served.height() * served.width().div_ceil(COLUMNS);
+                marks += served.height() * tiles_across(&served, &step.rect);
                 for source in std::iter::once(&input.image).chain(&input.weight_map) {
                     traffic.read_bytes += read_bytes(source, &window.rect, kept);
                 }
@@ -238,6 +238,12 @@ impl Layout {
         }
         traffic
     }
+}
+
+/// Tiles of the block `block`, side by side, that `served` touches: a row is marked in each anew.
+fn tiles_across(served: &Rect, block: &Rect) -> usize {
+    let tile = |x: i64| (x - block.x0) as usize / COLUMNS;
+    if served.is_empty() { 0 } else { tile(served.x1 - 1) - tile(served.x0) + 1 }
 }
 
 /// Bytes that reading the rows of `rect`, less `kept` of them, fetches from a file.
