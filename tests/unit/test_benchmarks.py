@@ -29,7 +29,7 @@ def a_good_one(giant: Any) -> Any:
     stats["two_pass"] = {"applied": True}
     told = {"grid": {"width": 800, "height": 800}, "scratch_bytes": 1000}
     run = giant.Run(1.0, 1.0, 240.0, stats)
-    return giant.Measured(giant.woven(800), told, run, 1000, 0, [2, 4, 2])
+    return giant.Measured(giant.woven(800), told, run, 1000, 0, [(0, 2), (1, 4), (0, 2)])
 
 
 def test_nothing_is_broken(giant: Any) -> None:
@@ -58,13 +58,18 @@ def test_broken_figures(stats: dict[str, Any], words: str, giant: Any) -> None:
         ({"scratch_bytes": 1001}, "more than was foretold"),
         ({"scratch_bytes": 0}, "no scratch was seen"),
         ({"left_bytes": 1}, "left behind"),
-        ({"depths": [2, 1, 2]}, "no inputs overlap"),
+        ({"depths": [(1, 2), (1, 1), (1, 2)]}, "no inputs overlap"),
         ({"told": {"grid": {"width": 800, "height": 799}, "scratch_bytes": 1000}}, "another size"),
     ],
 )
 def test_broken_promises(more: dict[str, Any], words: str, giant: Any) -> None:
     (said,) = giant.broken(replace(a_good_one(giant), **more))
     assert words in said
+
+
+def test_a_gap(giant: Any) -> None:
+    (said,) = giant.broken(replace(a_good_one(giant), case=giant.dense(800)))
+    assert "nothing covers" in said
 
 
 def test_a_disk_without_room(tmp_path: Path, giant: Any) -> None:
