@@ -68,6 +68,8 @@ def compare_sizes(work: Path, small: Path, large: Path, rounds: int) -> list[Pai
     return [
         Pair(["`zmrs bilinear --match offset`"], one[0], two[0]),
         Pair(["`zmrs bilinear --match offset --two-pass`"], one[1], two[1]),
+        Pair(["the first one's processors"], one[0], two[0], "cpu_s"),
+        Pair(["the second one's processors"], one[1], two[1], "cpu_s"),
         Pair(["pass one alone"], one[1], two[1], "pass_one_s"),
         Pair(["the Two-Pass alone"], one[1], two[1], "two_pass_s"),
     ]

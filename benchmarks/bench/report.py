@@ -153,8 +153,9 @@ def scaling(about: str, pairs: list[Pair]) -> list[str]:
     text = (
         f"{about}; the same field in pixels of half the size, run in turn. Medians; `times` is the"
         " ratio of the seconds, in brackets that of single rounds. In proportion it would be 4; the"
-        f" aim for whole commands is at most {MOST_TIMES}. The passes are those of the command with"
-        " Two-Pass, without the start of the program."
+        f" aim for whole commands is at most {MOST_TIMES}. Processor time does not wait for disks"
+        " and for others. The passes are those of the command with Two-Pass, without the program's"
+        " start."
     )
     columns = ["time of", "runs", "small, s", "large, s", "times (min to max)"]
     return ["", "## Four times the canvas", "", text, *table(columns, rows)]
