@@ -150,6 +150,32 @@ def test_the_memory_of_a_large_canvas(tmp_path: Path) -> None:
     assert tree(tmp_path) == {"in", "out.fits", "stats", *(f"in/{n}.fits" for n in range(5))}
 
 
+def test_the_scratch(tmp_path: Path) -> None:
+    """No more than was foretold: strips that lie across the seams between tiles of the engine."""
+    shape, base = (700, 120), sky.frame_wcs((640, 1300))
+    inputs, scratch = tmp_path / "in", tmp_path / "scratch"
+    inputs.mkdir()
+    scratch.mkdir()
+    for n, x in enumerate([450, 490, 530, 970]):
+        image = np.full(shape, 100.0 + n, np.float32)
+        sky.write_image(inputs / f"{n}.fits", image, sky.shifted_wcs(base, (-30, x), shape))
+    most = 0
+
+    def watch(_: Event) -> None:
+        nonlocal most
+        most = max(most, sum(path.stat().st_size for path in scratch.rglob("*") if path.is_file()))
+
+    result = zmrs.mosaic(
+        [inputs], tmp_path / "out.fits", two_pass=True, two_pass_sigma=20.0, scratch=str(scratch),
+        wcs=base, shape=(640, 1300), progress=watch,
+    )  # fmt: skip
+    assert result.stats["two_pass"]["applied"]
+    seams = sum(x // 512 != (x + shape[1] - 1) // 512 for x in [450, 490, 530, 970])
+    assert most == 640 * (2 * 4 * 1300 + 16 * (4 + seams))
+    assert most <= result.stats["scratch_bytes"] < 1.01 * most
+    assert tree(scratch) == set()
+
+
 def test_off_by_default(frames: Path, tmp_path: Path) -> None:
     done = run_witnessed(tmp_path / "stats", "mosaic", frames, "-o", tmp_path / "out.fits")
     assert done.status == 0

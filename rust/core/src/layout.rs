@@ -10,7 +10,7 @@
 use std::collections::HashSet;
 
 use crate::budget::Projection;
-use crate::coadd::{COLUMNS, Combine, ROWS, StackBuffers, TileBuffers};
+use crate::coadd::{COLUMNS, Combine, ROWS, Stack, StackBuffers, TileBuffers};
 use crate::coverage::gains::{self, Rules};
 use crate::coverage::marks::{Mark, MarkBuffer};
 use crate::coverage::merge::MergeSink;
@@ -106,8 +106,8 @@ pub struct Traffic {
     pub write_bytes: u64,
     /// Samples of one pass at most: output pixels in the inputs' boxes, each channel by itself.
     pub samples: u64,
-    /// Bytes of scratch files that a second pass needs: its image, the scale map, the marks of
-    /// the inputs (as many as there are without gaps in their masks).
+    /// Bytes of scratch files that a second pass needs: one image, and the marks of the inputs (as
+    /// many as there are without gaps in their masks; with stacks, at most).
     pub two_pass_bytes: u64,
 }
 
@@ -225,7 +225,8 @@ impl Layout {
                 let served = Rect::new(window.out_x.clone(), step.rect.y0..step.rect.y1);
                 let served = served.intersect(&input.grid.rect());
                 traffic.samples += (served.area() * job.channels) as u64;
-                marks += served.height() * served.width().div_ceil(COLUMNS);
+                let columns = if job.combine.is_stacked() { Stack::LEAST_COLUMNS } else { COLUMNS };
+                marks += served.height() * tiles_across(&served, &step.rect, columns);
                 for source in std::iter::once(&input.image).chain(&input.weight_map) {
                     traffic.read_bytes += read_bytes(source, &window.rect, kept);
                 }
@@ -238,6 +239,13 @@ impl Layout {
         }
         traffic
     }
+}
+
+/// Tiles of the block `block`, side by side and so wide, that `served` touches: a row is marked in
+/// each anew.
+fn tiles_across(served: &Rect, block: &Rect, columns: usize) -> usize {
+    let tile = |x: i64| (x - block.x0) as usize / columns;
+    if served.is_empty() { 0 } else { tile(served.x1 - 1) - tile(served.x0) + 1 }
 }
 
 /// Bytes that reading the rows of `rect`, less `kept` of them, fetches from a file.

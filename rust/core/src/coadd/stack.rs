@@ -14,9 +14,6 @@ use crate::resample::RUN;
 /// Samples of a stack, unless its depth needs more: what the second-level cache holds.
 const PREFERRED_SAMPLES: usize = 1 << 18;
 
-/// A stack is at least so many columns wide, however deep it is: a run of samples.
-const LEAST_COLUMNS: usize = RUN;
-
 /// The memory of one worker's stack.
 pub struct StackBuffers {
     /// By channel, then by slot.
@@ -47,7 +44,7 @@ unsafe impl Zero for Lanes {}
 
 /// Samples of one channel that a stack of the job may hold.
 fn capacity(job: &Job) -> usize {
-    PREFERRED_SAMPLES.max(job.inputs.len() * LEAST_COLUMNS)
+    PREFERRED_SAMPLES.max(job.inputs.len() * Stack::LEAST_COLUMNS)
 }
 
 /// Pixels that a stack of the job may have.
@@ -94,11 +91,17 @@ pub struct Stack<'a> {
     buffers: &'a mut StackBuffers,
 }
 
+impl Stack<'_> {
+    /// A stack is at least so many columns wide, however deep it is: a run of samples.
+    pub const LEAST_COLUMNS: usize = RUN;
+}
+
 impl<'a> Stack<'a> {
     /// Columns and rows of the largest stack of `depth` inputs, no larger than `rect`.
     pub fn extent(job: &Job, rect: &Rect, depth: usize) -> (usize, usize) {
-        let pixels = (capacity(job) / depth.max(1)).clamp(LEAST_COLUMNS, ROWS * COLUMNS);
-        let columns = (pixels / LEAST_COLUMNS * LEAST_COLUMNS).min(COLUMNS).min(rect.width());
+        let pixels = (capacity(job) / depth.max(1)).clamp(Self::LEAST_COLUMNS, ROWS * COLUMNS);
+        let columns =
+            (pixels / Self::LEAST_COLUMNS * Self::LEAST_COLUMNS).min(COLUMNS).min(rect.width());
         let rows = (pixels / columns.next_multiple_of(LANES)).clamp(1, rect.height());
         (columns, rows)
     }
