@@ -177,6 +177,10 @@ class Job:
         """Whether the combine counts the samples that it rejects, in planes of the output."""
 
     @property
+    def plane_bytes(self) -> int:
+        """Bytes of a plane of the image."""
+
+    @property
     def input_bytes(self) -> int: ...
 
 @final

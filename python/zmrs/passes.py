@@ -40,8 +40,7 @@ class Arrays:
     coverage
         (H, W) float32: sum of weights.
     counts
-        (2 C, H, W) int16: samples rejected below, by channel, and above; None unless the combine
-        counts them.
+        (2, C, H, W) int16: samples rejected below and above; None unless the combine counts them.
     """
 
     image: NDArray[np.float32]
@@ -54,7 +53,7 @@ class Arrays:
         return cls(
             np.empty((channels, *shape), np.float32),
             np.empty(shape, np.float32),
-            np.empty((2 * channels, *shape), np.int16) if counts else None,
+            np.empty((2, channels, *shape), np.int16) if counts else None,
         )
 
 
@@ -103,7 +102,7 @@ class Passes:
             prepared.layout,
             arrays.image,
             arrays.coverage,
-            counts=arrays.counts,
+            counts=None if arrays.counts is None else arrays.counts.reshape(-1, *shape),
             marks=self._marks,
             progress=self._progress,
         )

@@ -218,9 +218,7 @@ def _renormalise(
 def targets_in(file: Path, prepared: Prepared) -> Targets:
     """Places for the image of a job in a new scratch file, one a channel."""
     file.touch()
-    height, width = prepared.grid.shape
-    plane_bytes = height * width * np.dtype(np.float32).itemsize
-    return [(file, k * plane_bytes) for k in range(prepared.channels)]
+    return [(file, k * prepared.job.plane_bytes) for k in range(prepared.channels)]
 
 
 def read_into(file: Path, image: NDArray[np.float32]) -> None:

@@ -88,7 +88,7 @@ class Result:
     def _counts(self, name: str, half: int) -> NDArray[np.int16] | None:
         if self._arrays is not None:
             counts = self._arrays.counts
-            return None if counts is None else _squeezed(np.split(counts, 2)[half])
+            return None if counts is None else _squeezed(counts[half])
         try:
             return self._read(name, np.int16)
         except KeyError:

@@ -183,6 +183,12 @@ impl Job {
         self.0.combine.rejects()
     }
 
+    /// Bytes of a plane of the image.
+    #[getter]
+    fn plane_bytes(&self) -> usize {
+        self.0.height * self.0.width * size_of::<f32>()
+    }
+
     #[getter]
     fn input_bytes(&self) -> u64 {
         self.0.input_bytes()

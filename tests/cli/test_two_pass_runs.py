@@ -171,7 +171,7 @@ def test_the_scratch(tmp_path: Path) -> None:
     )  # fmt: skip
     assert result.stats["two_pass"]["applied"]
     seams = sum(x // 512 != (x + shape[1] - 1) // 512 for x in [450, 490, 530, 970])
-    assert most == 640 * (2 * 4 * 1300 + 16 * (4 + seams))
+    assert most == 640 * (4 * 1300 + 16 * (4 + seams))
     assert most <= result.stats["scratch_bytes"] < 1.01 * most
     assert tree(scratch) == set()
 
