@@ -7,7 +7,7 @@ use super::planes::Planes;
 use crate::Result;
 use crate::sink::Sink;
 
-/// Pass two is used where its luminance is at least this part of pass one's.
+/// Pass two is used where its luminance is finite and at least this part of pass one's.
 pub const LEAST_RATIO: f32 = 0.4;
 
 /// Mean over the channels of pixel `x`.
@@ -64,7 +64,7 @@ impl Sink for MergeSink<'_> {
                 let second = luminance(images.iter().map(|image| &image[span.clone()]), x);
                 let first = luminance(before.chunks(self.width), x);
                 let ratio = second / (first + self.epsilon);
-                if coverage[x] > 0.0 && ratio >= LEAST_RATIO {
+                if coverage[x] > 0.0 && ratio >= LEAST_RATIO && second.is_finite() {
                     replaced += 1;
                     continue;
                 }

@@ -66,10 +66,7 @@ impl Lattice {
             spacing *= 2;
         }
         let side = typical_side(job);
-        while spacing > 1
-            && side < LEAST_STEPS * spacing
-            && at(spacing / 2).is_within(job, most)
-        {
+        while spacing > 1 && side < LEAST_STEPS * spacing && at(spacing / 2).is_within(job, most) {
             spacing /= 2;
         }
         at(spacing)
