@@ -343,13 +343,13 @@ STEPS = ["measure_gains", "luminance_percentile"]
 
 
 @pytest.mark.parametrize("to_file", [True, False])
-@pytest.mark.parametrize("error", [ZmrsError("it is late."), OSError("it is late.")])
+@pytest.mark.parametrize("kind", [ZmrsError, OSError, ValueError, RuntimeError, MemoryError])
 @pytest.mark.parametrize("step", STEPS)
 def test_a_step_that_fails(
-    step: str, error: Exception, to_file: bool, frames: Path, tmp_path: Path,
+    step: str, kind: type[Exception], to_file: bool, frames: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(_zmrs, step, failing(error))
+    monkeypatch.setattr(_zmrs, step, failing(kind("it is late.")))
     out = tmp_path / "out.fits" if to_file else None
     result = unmatched(frames, out, two_pass=True, two_pass_sigma=5)
     assert_kept(result, caplog.records, "it is late")
@@ -367,17 +367,38 @@ def test_what_stops_the_run(
     assert not tree(tmp_path)
 
 
-def test_a_listener_that_stops_the_second_pass(frames: Path, tmp_path: Path) -> None:
-    class EnoughError(Exception):
-        pass
+class EnoughError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("kind", [EnoughError, BrokenPipeError, ValueError, ZmrsError])
+@pytest.mark.parametrize("at", ["start", "progress"])
+def test_a_listener_that_stops_the_second_pass(
+    at: str, kind: type[Exception], tmp_path: Path
+) -> None:
+    """Whatever it raises is no failure of the second pass."""
 
     def stop(event: Event) -> None:
-        if event.stage == "two_pass":
-            raise EnoughError
+        if (event.stage, event.event) == ("two_pass", at):
+            raise kind("enough.")
 
-    with pytest.raises(EnoughError):
-        unmatched(frames, tmp_path / "out.fits", two_pass=True, progress=stop)
+    # Large enough that the second pass is heard of before its end.
+    base = sky.frame_wcs((3000, 3000))
+    inputs = [(np.ones((3000, 3000), np.float32), base)] * 4
+    with pytest.raises(kind, match="enough"):
+        unmatched(inputs, tmp_path / "out.fits", two_pass=True, progress=stop, threads=1)
     assert not tree(tmp_path)
+
+
+def test_infinity_replaces_nothing() -> None:
+    """A gain may lead out of single precision: those pixels stay as they are."""
+    image = np.full(TILE, 1e38, np.float32)
+    image[:, 55:] = 2.9e38
+    inputs = [(image, sky.frame_wcs(TILE))] * 3
+    result = unmatched(inputs, two_pass=True, two_pass_gain_clip=(1.25, 1.3))
+    assert result.stats["two_pass"]["replaced_fraction"] == 0.5
+    np.testing.assert_allclose(result.data[:, :55], 1.25e38, rtol=1e-6)
+    np.testing.assert_allclose(result.data[:, 55:], 2.9e38, rtol=1e-6)
 
 
 @pytest.mark.parametrize("to_file", [True, False])
