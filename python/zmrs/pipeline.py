@@ -202,7 +202,7 @@ def prepare(
         allowed=allowed,
         reserved_bytes=reserved,
         n_passes=2 if options.two_pass else 1,
-        matching_bytes=job.input_bytes if options.match == "offset" else 0,
+        matching_bytes=job.input_bytes if _matches(options, placed) else 0,
         compressed_bytes=sum(
             inputs.file_bytes(one.image) for one in placed if inputs.is_compressed(one.image)
         ),
@@ -213,7 +213,7 @@ def prepare(
         + forecast.seconds(
             layout,
             options.kernel,
-            matches=options.match == "offset",
+            matches=_matches(options, placed),
             pixels=chosen.height * chosen.width if options.two_pass else 0,
         ),
     )
@@ -256,6 +256,8 @@ def make_mosaic(
         if path is not None:
             # A directory may have held the output's old version; a list may have named it.
             output.check_output(path, _files(prepared), overwrite=options.overwrite)
+        sizes = prepared.layout
+        output.check_scratch(parent, sizes.two_pass_bytes, path, sizes.write_bytes)
         prepared = _decompressed(prepared, options, listener)
         result = _run(prepared, path, options, scratch, listener)
     total_s = time.perf_counter() - began
@@ -374,9 +376,14 @@ def _job(
         options.kernel,
         options.combine,
         each,
-        match_offsets=options.match == "offset",
+        match_offsets=_matches(options, placed),
         two_pass=rules if options.two_pass else None,
     )
+
+
+def _matches(options: Options, placed: Sequence[Placed]) -> bool:
+    """Whether inputs are compared: one alone has nothing to agree with."""
+    return options.match == "offset" and len(placed) > 1
 
 
 def _files(prepared: Prepared) -> list[str]:
@@ -424,7 +431,7 @@ def _run(
     listener: Listener,
 ) -> Result:
     """Matching and passes, into a file or into arrays, and what comes of them."""
-    prepared, matching = _matched(prepared, options)
+    prepared, matching = _matched(prepared, options, listener)
     total = prepared.layout.read_bytes + prepared.layout.write_bytes
     stage = Stage(listener, "mosaic", total, "bytes")
     row_bytes = prepared.layout.write_bytes // prepared.grid.height
@@ -493,11 +500,13 @@ def _run(
     return Result(path, prepared.grid.wcs, prepared.plan, rows, figures, None)
 
 
-def _matched(prepared: Prepared, options: Options) -> tuple[Prepared, photometry.Matching | None]:
+def _matched(
+    prepared: Prepared, options: Options, listener: Listener
+) -> tuple[Prepared, photometry.Matching | None]:
     """The job with the offsets of its inputs, if they are to be matched."""
-    if options.match == "none":
+    if not _matches(options, prepared.placed):
         return prepared, None
-    matching = photometry.match(prepared)
+    matching = photometry.match(prepared, listener)
     prepared.seconds["match"] = matching.seconds
     ones = [[1.0] * prepared.channels for _ in prepared.placed]
     job = prepared.job.with_photometry(ones, matching.solution.offsets)

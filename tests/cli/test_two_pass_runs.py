@@ -18,8 +18,9 @@ import zmrs
 from child import MIB, Outcome, run, run_witnessed, tree
 from sky import unmatched
 from zmrs import _zmrs
-from zmrs.errors import Cancelled, DiskFullError, UsageError, ZmrsError
+from zmrs.errors import BudgetError, Cancelled, DiskFullError, UsageError, ZmrsError
 from zmrs.events import Event
+from zmrs.io import output
 from zmrs.two_pass import coverage_blur
 
 SHAPE = (150, 190)
@@ -256,6 +257,23 @@ def test_nonsense_in_python(name: str, value: Any, frames: Path) -> None:
 def test_nonsense_on_arrays(sigma_px: float) -> None:
     with pytest.raises(UsageError):
         coverage_blur(np.ones((4, 5)), sigma_px)
+
+
+@pytest.mark.parametrize("to_file", [True, False])
+def test_scratch_that_will_not_fit(
+    to_file: bool, frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is known before the first pixel is read, with the output on the same disk."""
+    out = tmp_path / "out.fits" if to_file else None
+    common = {"two_pass": True, "scratch": str(tmp_path), "overwrite": True}
+    sizes = unmatched(frames, out, **common).stats
+    needed = sizes["scratch_bytes"] + to_file * sizes["write_bytes"]
+    monkeypatch.setattr(output, "_free_bytes", lambda _: needed - 1)
+    events: list[Event] = []
+    with pytest.raises(BudgetError, match="--scratch"):
+        unmatched(frames, out, progress=events.append, **common)
+    assert {event.stage for event in events} == {"geometry"}
+    assert tree(tmp_path) == ({"out.fits"} if to_file else set())
 
 
 def test_the_widest_blur(frames: Path, tmp_path: Path) -> None:
