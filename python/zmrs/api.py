@@ -110,6 +110,7 @@ def mosaic(
         raise UsageError(f"plan: {plan!r} is no plan; give a zmrs.Plan or its fields.")
     if shape is not None and isinstance(wcs, str | Path):
         raise UsageError("shape: the template says it already; drop one of the two.")
+    options |= {"two_pass": two_pass, "overwrite": overwrite}
     _check_options(options, wcs)
     template = str(wcs) if isinstance(wcs, str | Path) else None
     chosen = Options(
@@ -118,8 +119,6 @@ def mosaic(
         kernel=kernel,
         combine=combine,
         match=match,
-        two_pass=two_pass,
-        overwrite=overwrite,
         wcs=template,
         **options,
     )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zmrs import _zmrs, limits
-from zmrs.config import MOST_SIGMA_PX
+from zmrs.config import MOST_SIGMA_PX, are_gains
 from zmrs.errors import UsageError
 
 if TYPE_CHECKING:
@@ -256,7 +256,7 @@ def _like(values: ArrayLike, plane: NDArray[Any], name: str, dtype: Any = np.flo
 
 
 def _clip(clip: tuple[float, float]) -> tuple[float, float]:
-    if len(clip) != 2 or not all(0 < bound < math.inf for bound in clip):
+    if not are_gains(clip):
         raise UsageError(f"clip: {clip} are no gains; give two numbers above 0.")
     return clip
 

@@ -242,6 +242,12 @@ def test_nonsense(flag: tuple[str, str], command: str, frames: Path, tmp_path: P
         ("two_pass_sigma", -1.0),
         ("two_pass_sigma", float("nan")),
         ("two_pass_sigma", "16385"),
+        ("two_pass_sigma", None),
+        ("two_pass_sigma", [5]),
+        ("two_pass", "perhaps"),
+        ("two_pass_gain_clip", 0.9),
+        ("two_pass_gain_clip", None),
+        ("two_pass_gain_clip", ("a", "b")),
         ("two_pass_gain_clip", (0.0, 1.0)),
         ("two_pass_gain_clip", (1.0, float("nan"))),
         ("two_pass_gain_clip", (1.0,)),
@@ -250,7 +256,12 @@ def test_nonsense(flag: tuple[str, str], command: str, frames: Path, tmp_path: P
 )
 def test_nonsense_in_python(name: str, value: Any, frames: Path) -> None:
     with pytest.raises(UsageError, match=name.replace("_", "[_-]")):
-        zmrs.mosaic(frames, two_pass=True, **{name: value})
+        zmrs.mosaic(frames, **{"two_pass": True} | {name: value})
+
+
+def test_no_is_no(frames: Path) -> None:
+    """Text is read as in a file."""
+    assert "two_pass" not in unmatched(frames, two_pass="no").stats
 
 
 @pytest.mark.parametrize("sigma_px", [-1.0, float("nan"), float("inf"), 16385.0])

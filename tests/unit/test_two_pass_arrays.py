@@ -67,11 +67,12 @@ def test_masks_of_any_kind(kind: Any) -> None:
         lambda: two_pass.tile_gains([ONES], ONES, clip=(1, 2, 3)),  # type: ignore[arg-type]
         lambda: two_pass.tile_gains([ONES], ONES, threshold=float("nan")),
         lambda: two_pass.gain_of(ONES, ONES, ONES, clip=(-3, -1)),
+        lambda: two_pass.gain_of(ONES, ONES, ONES, clip=None),  # type: ignore[arg-type]
         lambda: two_pass.coverage_renorm((ONES, ONES), (ONES[1:], ONES)),
         lambda: two_pass.coverage_renorm((ONES, ONES[1:]), (ONES, ONES[1:])),
         lambda: two_pass.coverage_renorm((np.ones((3, 20, 30)), ONES), (ONES, ONES)),
     ],
-    ids=range(14),
+    ids=range(15),
 )
 def test_nonsense_is_refused(call: Any) -> None:
     with pytest.raises(UsageError, match=r"\.$"):
