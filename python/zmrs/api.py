@@ -119,6 +119,7 @@ def mosaic(
     plan = _plan(plan)
     if shape is not None and isinstance(wcs, str | Path):
         raise UsageError("shape: the template says it already; drop one of the two.")
+    options |= {"two_pass": two_pass, "overwrite": overwrite}
     _check_options(options, wcs)
     template = str(wcs) if isinstance(wcs, str | Path) else None
     chosen = Options(
@@ -127,9 +128,7 @@ def mosaic(
         kernel=kernel,
         combine=combine,
         match=match,
-        two_pass=two_pass,
         gpu=gpu,
-        overwrite=overwrite,
         wcs=template,
         **options,
     )

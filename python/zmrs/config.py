@@ -26,6 +26,7 @@ __all__ = [
     "MOST_SIGMA_PX",
     "PROGRESS",
     "Options",
+    "are_gains",
     "dump_toml",
     "resolve",
 ]
@@ -181,15 +182,28 @@ class Options:
             raise UsageError(
                 f"--winsor: {as_text(winsor)} leaves nothing; give two numbers from 0 to below 0.5."
             )
-        sigma, clip = self.two_pass_sigma, tuple(self.two_pass_gain_clip)
-        if not 0 <= sigma <= MOST_SIGMA_PX:
+        sigma, clip = self.two_pass_sigma, self.two_pass_gain_clip
+        try:
+            is_blur = 0 <= sigma <= MOST_SIGMA_PX
+        except TypeError:
+            is_blur = False
+        if not is_blur:
             raise UsageError(
-                f"--two-pass-sigma: {sigma:g} px is no blur; give 0 to {MOST_SIGMA_PX}."
+                f"--two-pass-sigma: {as_text(sigma)} px is no blur; give 0 to {MOST_SIGMA_PX}."
             )
-        if len(clip) != 2 or not all(0 < bound < math.inf for bound in clip):
+        if not are_gains(clip):
             raise UsageError(
                 f"--two-pass-gain-clip: {as_text(clip)} are no gains; give two numbers above 0."
             )
+
+
+def are_gains(clip: Any) -> bool:
+    """Whether these are the bounds of gains: two numbers above 0, in any order."""
+    try:
+        low, high = clip
+        return bool(0 < low < math.inf and 0 < high < math.inf)
+    except (TypeError, ValueError):
+        return False
 
 
 def option_names() -> list[str]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from zmrs import _zmrs
+from zmrs.events import Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from zmrs.events import Event
     from zmrs.pipeline import Prepared
 
 __all__ = ["Matching", "match"]
@@ -58,13 +59,14 @@ class Matching:
         }
 
 
-def match(prepared: Prepared) -> Matching:
+def match(prepared: Prepared, listener: Callable[[Event], object] | None) -> Matching:
     """Solve for the offsets of all inputs."""
-    began = time.perf_counter()
-    samples = _zmrs.sample_lattice(prepared.job, prepared.plan)
+    stage = Stage(listener, "match", len(prepared.placed), "files")
+    samples = _zmrs.sample_lattice(
+        prepared.job, prepared.plan, progress=lambda _, inputs: stage.advance(inputs)
+    )
     solution = samples.solve_offsets()
-    seconds = time.perf_counter() - began
-    matching = Matching(samples, solution, samples.spacing, samples.count, seconds)
+    matching = Matching(samples, solution, samples.spacing, samples.count, stage.end())
     figures = matching.figures()
     log.info(
         "matched %d inputs by %d overlaps, connected groups: %d, rms %.3g",

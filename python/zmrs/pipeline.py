@@ -207,7 +207,7 @@ def prepare(
         allowed=allowed,
         reserved_bytes=reserved,
         n_passes=2 if options.two_pass else 1,
-        matching_bytes=job.input_bytes if options.match == "offset" else 0,
+        matching_bytes=job.input_bytes if _matches(options, placed) else 0,
         compressed_bytes=sum(
             inputs.file_bytes(one.image) for one in placed if inputs.is_compressed(one.image)
         ),
@@ -219,7 +219,7 @@ def prepare(
             layout,
             options.kernel,
             options.combine,
-            matches=options.match == "offset",
+            matches=_matches(options, placed),
             pixels=chosen.height * chosen.width if options.two_pass else 0,
         ),
     )
@@ -262,6 +262,8 @@ def make_mosaic(
         if path is not None:
             # A directory may have held the output's old version; a list may have named it.
             output.check_output(path, _files(prepared), overwrite=options.overwrite)
+        sizes = prepared.layout
+        output.check_scratch(parent, sizes.two_pass_bytes, path, sizes.write_bytes)
         prepared = _decompressed(prepared, options, listener)
         result = _run(prepared, path, options, scratch, listener)
     total_s = time.perf_counter() - began
@@ -383,9 +385,14 @@ def _job(
         kappa=options.kappa,
         winsor=options.winsor,
         together=options.reject_together,
-        match_offsets=options.match == "offset",
+        match_offsets=_matches(options, placed),
         two_pass=rules if options.two_pass else None,
     )
+
+
+def _matches(options: Options, placed: Sequence[Placed]) -> bool:
+    """Whether inputs are compared: one alone has nothing to agree with."""
+    return options.match == "offset" and len(placed) > 1
 
 
 def _files(prepared: Prepared) -> list[str]:
@@ -433,7 +440,7 @@ def _run(
     listener: Listener,
 ) -> Result:
     """Matching and passes, into a file or into arrays, and what comes of them."""
-    prepared, matching = _matched(prepared, options)
+    prepared, matching = _matched(prepared, options, listener)
     passes = Passes(prepared, matching, options, scratch, listener)
     if path is None:
         stats, arrays = passes.into_arrays()
@@ -452,11 +459,13 @@ def _run(
     return Result(path, prepared.grid.wcs, prepared.plan, rows, figures, arrays)
 
 
-def _matched(prepared: Prepared, options: Options) -> tuple[Prepared, photometry.Matching | None]:
+def _matched(
+    prepared: Prepared, options: Options, listener: Listener
+) -> tuple[Prepared, photometry.Matching | None]:
     """The job with the offsets of its inputs, if they are to be matched."""
-    if options.match == "none":
+    if not _matches(options, prepared.placed):
         return prepared, None
-    matching = photometry.match(prepared)
+    matching = photometry.match(prepared, listener)
     prepared.seconds["match"] = matching.seconds
     ones = [[1.0] * prepared.channels for _ in prepared.placed]
     job = prepared.job.with_photometry(ones, matching.solution.offsets)

@@ -221,9 +221,14 @@ def figures_of(
 def log_result(result: Result) -> None:
     """One line for the log."""
     stats, used = result.stats, sum(row.status == "used" for row in result.inputs)
+    again = stats.get("two_pass", {})
+    gains = ""
+    if again.get("applied"):
+        share, found = again["replaced_fraction"], again["gains"]
+        gains = f"; gains {min(found):.4g} to {max(found):.4g} on {share:.1%} of the pixels"
     log.info(
-        "mosaic of %d inputs in %.2f s (pass %.2f s); read %.0f MiB (%.2f of the input), wrote "
-        "%.0f MiB; peak %.0f of %.0f MiB",
+        "mosaic of %d inputs in %.2f s (pass %.2f s); read %.0f MiB (%.2f of the input a pass), "
+        "wrote %.0f MiB; peak %.0f of %.0f MiB%s",
         used,
         stats["seconds"]["total"],
         stats["seconds"]["mosaic"],
@@ -232,4 +237,5 @@ def log_result(result: Result) -> None:
         stats["write_bytes"] / 2**20,
         stats["peak_bytes"] / 2**20,
         stats["allowed_bytes"] / 2**20,
+        gains,
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zmrs.errors import DiskFullError, OutputError
+from zmrs.errors import BudgetError, DiskFullError, OutputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from astropy.io.fits import Header
 
-__all__ = ["Image", "MosaicFile", "check_output"]
+__all__ = ["Image", "MosaicFile", "check_output", "check_scratch"]
 
 _BLOCK = 2880
 _CARD = 80
@@ -67,6 +67,46 @@ def _check_place(path: Path, inputs: Sequence[str], *, overwrite: bool) -> None:
         if error.errno == errno.ENOSPC:
             raise DiskFullError(f"{path}: the disk is full; free some space.") from error
         raise OutputError(f"{path}: its folder cannot be written ({error.strerror}).") from error
+
+
+def check_scratch(
+    folder: str | Path | None, scratch_bytes: int, output: Path | None, output_bytes: int
+) -> None:
+    """Refuse a job whose scratch files will not fit, before any pixel is read.
+
+    Parameters
+    ----------
+    folder
+        Where they will be; None is the system's folder for temporary files.
+    scratch_bytes
+        What they will take.
+    output, output_bytes
+        The mosaic, if it will be a file, and its size: both may lie on one disk.
+
+    Raises
+    ------
+    BudgetError
+        There is less room.
+    """
+    place = Path(folder or tempfile.gettempdir())
+    needed = scratch_bytes
+    if output is not None and place.stat().st_dev == output.parent.stat().st_dev:
+        needed += output_bytes
+    free = _free_bytes(place)
+    if scratch_bytes and free is not None and free < needed:
+        raise BudgetError(
+            f"{place}: two passes need {(needed >> 20) + 1} MiB of disk there and {free >> 20} MiB "
+            "are free; free some space or name another folder with --scratch."
+        )
+
+
+def _free_bytes(folder: Path) -> int | None:
+    """Room on the disk of a folder; None where the system does not say."""
+    try:
+        status = os.statvfs(folder)
+    except (AttributeError, OSError):
+        return None
+    return status.f_bavail * status.f_frsize
 
 
 @dataclass(frozen=True)
@@ -141,12 +181,8 @@ class MosaicFile:
 
     def _check_space(self) -> None:
         """A disk that cannot hold the output is better found full now than hours later."""
-        try:
-            status = os.statvfs(self.path.parent)
-        except (AttributeError, OSError):
-            return
-        free = status.f_bavail * status.f_frsize
-        if free < self._end:
+        free = _free_bytes(self.path.parent)
+        if free is not None and free < self._end:
             raise DiskFullError(
                 f"{self.path}: the disk is full: {self._end >> 20} MiB are needed and "
                 f"{free >> 20} MiB are free; free some space or name another folder."

@@ -9,7 +9,7 @@ use crate::Result;
 use crate::cpu::dispatched;
 use crate::sink::Sink;
 
-/// Pass two is used where its luminance is at least this part of pass one's.
+/// Pass two is used where its luminance is finite and at least this part of pass one's.
 pub const LEAST_RATIO: f32 = 0.4;
 
 /// A sink for pass two that keeps pass one where pass two is much darker.
@@ -73,7 +73,7 @@ impl Sink for MergeSink<'_> {
 
 dispatched! {
     /// The ratio of the brightness of pass two, which it takes the place of, to that of pass one;
-    /// NaN where nothing covers.
+    /// NaN where nothing covers, or pass two is not finite.
     fn decide(first: &[f32], second: &mut [f32], coverage: &[f32], epsilon: f32) = decide_here
 }
 
@@ -81,7 +81,8 @@ dispatched! {
 fn decide_here(first: &[f32], second: &mut [f32], coverage: &[f32], epsilon: f32) {
     for ((second, &first), &coverage) in second.iter_mut().zip(first).zip(coverage) {
         let ratio = *second / (first + epsilon);
-        *second = if coverage > 0.0 { ratio } else { f32::NAN };
+        let may_count = (coverage > 0.0) & second.is_finite();
+        *second = if may_count { ratio } else { f32::NAN };
     }
 }
 
