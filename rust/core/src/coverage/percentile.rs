@@ -50,7 +50,7 @@ pub fn luminance_percentile(
     let total = |crew: &[Space], bin: usize| crew.iter().map(|s| s.tally.counts[bin]).sum::<u64>();
 
     let sweep = Sweep { planes, height, width, means };
-    sweep.run(&mut crew, |space, key| space.counts[(key >> HALF) as usize] += 1)?;
+    sweep.run(&mut crew, |tally, key| tally.counts[(key >> HALF) as usize] += 1)?;
     let number: u64 = (0..BINS).map(|bin| total(&crew, bin)).sum();
     if number == 0 {
         return Ok(None);
@@ -63,12 +63,12 @@ pub fn luminance_percentile(
         space.tally.counts.fill(0);
         space.tally.least = u32::MAX;
     }
-    sweep.run(&mut crew, |space, key| {
+    sweep.run(&mut crew, |tally, key| {
         let bin = (key >> HALF) as usize;
         if bin == first {
-            space.counts[(key & 0xffff) as usize] += 1;
+            tally.counts[key as usize % BINS] += 1;
         } else if bin == second {
-            space.least = space.least.min(key);
+            tally.least = tally.least.min(key);
         }
     })?;
     let [low, high] = [0, 1].map(|i| {
