@@ -178,7 +178,7 @@ def prepare(
     _leave_out([left.reason for left in off_grid], len(placed), options)
     clock.lap("geometry")
 
-    threshold = 2.0 if plan is None else plan.two_pass_coverage_threshold
+    threshold = (plan or Plan()).two_pass_coverage_threshold
     job = _job(channels, chosen, placed, options, threshold)
     # What was mapped meanwhile is lost to an address-space limit.
     allowed = allowed.within(limits.memory_limits())

@@ -231,6 +231,25 @@ def test_a_first_pass_of_nothing_is_kept(first: Any) -> None:
     assert depth is first[1]
 
 
+@pytest.mark.parametrize("spoilt", ["a wcs", "a tile", "a mask"])
+def test_a_tile_of_no_use_has_no_gain(spoilt: str, caplog: pytest.LogCaptureFixture) -> None:
+    tiles, wcss, masks = list(TILES), list(WCSS), list[Any](ONES)
+    if spoilt == "a wcs":
+        wcss[1] = None
+    elif spoilt == "a tile":
+        tiles[1] = np.zeros(7, np.float32)
+    else:
+        masks[1] = np.full(TILE, "x")
+    found = zemosaic.compute_per_tile_gains_from_coverage(
+        tiles, wcss, GRID, coverage(), sigma_px=5, gain_clip=(0.85, 1.18), tiles_coverage=masks,
+        logger=logging.getLogger("somebody.else"),
+    )  # fmt: skip
+    assert found == [1.0 if n == 1 else gain for n, gain in enumerate(gains())]
+    (warning,) = caplog.records
+    assert (warning.name, warning.levelname) == ("somebody.else", "WARNING")
+    assert warning.getMessage().startswith("[TwoPass] the gain of tile 1 is 1: ")
+
+
 def test_a_blur_beyond_all_bounds() -> None:
     assert gains(sigma_px=10**9) == gains(sigma_px=16384)
 

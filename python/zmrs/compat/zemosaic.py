@@ -99,12 +99,15 @@ def compute_per_tile_gains_from_coverage(
         Mask planes (H, W); one that is missing, None, or of another shape is all ones.
     parallel_plan
         An object, a mapping or a `zmrs.Plan`: its coverage threshold counts.
-    logger, use_gpu, cpu_workers, row_chunk_size, chunk_bytes_limit, progress_emitter
+    logger
+        Is warned of tiles that are of no use.
+    use_gpu, cpu_workers, row_chunk_size, chunk_bytes_limit, progress_emitter
         Accepted; without effect on the result.
 
     Returns
     -------
     list of float
+        1 for a tile that is of no use.
 
     Raises
     ------
@@ -113,7 +116,7 @@ def compute_per_tile_gains_from_coverage(
     ValueError
         Tiles and WCS differ in number.
     """
-    del logger, use_gpu, cpu_workers, row_chunk_size, chunk_bytes_limit, progress_emitter
+    del use_gpu, cpu_workers, row_chunk_size, chunk_bytes_limit, progress_emitter
     coverage = plane_of(coverage_p1)
     height, width = coverage.shape
     blurred = _reference_blur(coverage, _sigma(sigma_px))
@@ -122,10 +125,14 @@ def compute_per_tile_gains_from_coverage(
     with scratch_folder(None) as scratch:
         for number, (tile, wcs) in enumerate(zip(tiles, tiles_wcs, strict=True)):
             shape = np.shape(tile)[:2]
-            grid = _grid_of(wcs, shape, final_wcs, (height, width), scratch)
-            plane = _mask_plane(_nth(tiles_coverage, number), shape)
-            # One mask at a time: each is as large as the mosaic.
-            gains.append(median_gain(mask_of(plane, grid, (height, width)), scales, clip))
+            try:
+                grid = _grid_of(wcs, shape, final_wcs, (height, width), scratch)
+                plane = _mask_plane(_nth(tiles_coverage, number), shape)
+                # One mask at a time: each is as large as the mosaic.
+                gains.append(median_gain(mask_of(plane, grid, (height, width)), scales, clip))
+            except Exception as error:
+                (logger or log).warning("[TwoPass] the gain of tile %d is 1: %s", number, error)
+                gains.append(1.0)
     return gains
 
 
@@ -282,6 +289,7 @@ def _second_pass(
             coverage,
             sigma_px=sigma_px,
             gain_clip=gain_clip,
+            logger=logger,
             tiles_coverage=tiles.coverages,
             parallel_plan=plan,
         )

@@ -1,6 +1,6 @@
 //! From the coverage of pass one to a gain for each input.
 //!
-//! The scale map s = clamp(c̄ / c, 0.5, 2), with c̄ the blurred coverage, says how much brighter the
+//! The scale map s = clamp(c̄ / c, 0.5, 2), with c̄ the blurred coverage, says how much better the
 //! neighbourhood of a pixel is covered than the pixel itself. An input's gain is the exact median
 //! of s over the well-covered pixels that its mask covers. (Definition: the Two-Pass of `ZeMosaic`
 //! 4.5, as observed; its cost is not.)

@@ -86,7 +86,7 @@ pub fn luminance_percentile(
         for key in row.iter().filter(|value| !value.is_nan()).map(|&value| key(value)) {
             let bin = (key >> HALF) as usize;
             if bin == first {
-                tally.counts[(key & 0xffff) as usize] += 1;
+                tally.counts[key as usize % BINS] += 1;
             } else if bin == second {
                 tally.least = tally.least.min(key);
             }
