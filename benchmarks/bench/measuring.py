@@ -66,6 +66,11 @@ class Command:
             path.unlink(missing_ok=True)
 
 
+def _environment() -> dict[str, str]:
+    """As programs run that were installed: Python keeps what it has compiled."""
+    return {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+
+
 def measure(
     command: Command,
     folder: Path,
@@ -76,7 +81,9 @@ def measure(
     command.clean()
     with (folder / "log.txt").open("wb") as log:
         began = time.perf_counter()
-        child = subprocess.Popen(command.argv, cwd=folder, stdout=log, stderr=log)
+        child = subprocess.Popen(
+            command.argv, cwd=folder, stdout=log, stderr=log, env=_environment()
+        )
         try:
             peak_kib = 0
             while True:
