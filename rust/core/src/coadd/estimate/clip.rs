@@ -15,8 +15,9 @@ const DRAWN_IN: f64 = 1.5;
 const CORRECTION: f64 = 1.134;
 const SETTLED: f64 = 5e-4;
 
-/// With less than half of the samples outside, each time takes off a fifth at least: from any
-/// outlier that a float holds down to its last digit.
+/// Each time takes off a part of what outliers add, as long as they are less than half of the
+/// samples: a fourteenth at least, a fiftieth where one of three is outside. So many times leave a
+/// tenth of it, and the outliers are rejected.
 const MOST_TIMES: usize = 100;
 
 /// Kappa-sigma clipping: see [`super::Estimator::KappaSigma`].
@@ -47,7 +48,7 @@ fn rounds<const WINSORIZED: bool>(column: &Column, kappa: (f64, f64)) -> Kept {
         let sigma = if WINSORIZED {
             winsorized_spread(column, &kept, &centre)
         } else {
-            spread(column, &kept, &centre, &[f64::INFINITY; LANES])
+            spread(column, &kept, &centre, &[f64::INFINITY; LANES], 0.0)
         };
         let mut next = kept;
         for lane in 0..LANES {
@@ -75,7 +76,7 @@ fn rounds<const WINSORIZED: bool>(column: &Column, kappa: (f64, f64)) -> Kept {
 /// The standard deviation of samples that are drawn in to some of it, when it no longer changes.
 #[inline(always)]
 fn winsorized_spread(column: &Column, kept: &Kept, centre: &[f64; LANES]) -> [f64; LANES] {
-    let mut sigma = spread(column, kept, centre, &[f64::INFINITY; LANES]);
+    let mut sigma = spread(column, kept, centre, &[f64::INFINITY; LANES], 1.0);
     let mut settled = [false; LANES];
     for lane in 0..LANES {
         // Lanes without samples have NaN, which never settles.
@@ -86,7 +87,7 @@ fn winsorized_spread(column: &Column, kept: &Kept, centre: &[f64; LANES]) -> [f6
         for lane in 0..LANES {
             reach[lane] *= DRAWN_IN;
         }
-        let next = spread(column, kept, centre, &reach);
+        let next = spread(column, kept, centre, &reach, 1.0);
         let mut done = true;
         for lane in 0..LANES {
             let next = CORRECTION * next[lane];
@@ -103,13 +104,15 @@ fn winsorized_spread(column: &Column, kept: &Kept, centre: &[f64; LANES]) -> [f6
 }
 
 /// Standard deviations of the samples kept, when they are drawn in to `reach` about `centre`: from
-/// sums about it, where no digits are lost.
+/// sums about it, where no digits are lost. `fewer` is taken from the number of samples by which
+/// the sum of squares is divided: 0 for the root of the mean square, 1 for an unbiased variance.
 #[inline(always)]
 fn spread(
     column: &Column,
     kept: &Kept,
     centre: &[f64; LANES],
     reach: &[f64; LANES],
+    fewer: f64,
 ) -> [f64; LANES] {
     // As doubles, so that every array of the loop has lanes of the same width.
     let (mut first, mut past) = ([0.0; LANES], [0.0; LANES]);
@@ -134,7 +137,8 @@ fn spread(
     let mut sigma = [0.0; LANES];
     for lane in 0..LANES {
         let n = past[lane] - first[lane];
-        let variance = (squares[lane] - sum[lane] * sum[lane] / n) / n;
+        let over = if n > fewer { n - fewer } else { n };
+        let variance = (squares[lane] - sum[lane] * sum[lane] / n) / over;
         // Rounding may leave a little less than nothing; NaN stays.
         sigma[lane] = if variance < 0.0 { 0.0 } else { variance.sqrt() };
     }
