@@ -59,8 +59,10 @@ class Scene:
         result, want = self.made(kernel, how, inputs), self.judged(kernel, how)
         errors_px = [row.geometry_error_px for row in result.inputs]
         assert max(errors_px) <= MAX_COORD_ERROR_PX
+        # It ends when values change by less than 5e-4, a round sooner or later where by just that.
+        ends = 2e-4 if how == "winsorized-reference" else RELATIVE
         if max(errors_px) < 1e-6:
-            assert_equal((result.data, result.coverage), want)
+            assert_equal((result.data, result.coverage), want, ends)
             return
         # Where coordinates are interpolated to no better than the bound they may fall on the
         # other side of an edge of a pixel, and noise changes by its own size from pixel to pixel.
@@ -68,7 +70,7 @@ class Scene:
         assert fence.mean() < 0.01
         planes = [np.where(fence, np.nan, plane) for plane in (result.data, want[0])]
         counts = [np.where(fence, 0.0, plane) for plane in (result.coverage, want[1])]
-        relative = RELATIVE + 2 * max(errors_px)
+        relative = ends + 2 * max(errors_px)
         assert_equal((planes[0], counts[0]), (planes[1], counts[1]), relative)
 
     def near_edges(self, distance_px: float) -> np.ndarray:
