@@ -27,6 +27,8 @@ pub mod reproject;
 pub mod resample;
 pub mod sink;
 pub mod source;
+pub mod survey;
+pub mod weights;
 pub mod window;
 
 pub use error::{Error, Result};

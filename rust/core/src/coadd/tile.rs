@@ -106,6 +106,31 @@ impl<'a> Tile<'a> {
         }
     }
 
+    /// Let the samples of a run that begins at output pixel (x, y), and what is there already, give
+    /// way to each other. Samples of negative weight are saturated: they stand only where all do.
+    /// The running weight is negative there, so that whoever comes next knows.
+    #[inline(always)]
+    pub fn make_way(&mut self, (x, y): (i64, i64), values: &mut [[f32; RUN]], weights: &[f64]) {
+        let first = (y - self.rect.y0) as usize * self.rect.width() + (x - self.rect.x0) as usize;
+        let TileBuffers { running, weights: seen } = &mut *self.buffers;
+        for (k, &weight) in weights.iter().enumerate() {
+            if values[0][k].is_nan() {
+                continue;
+            }
+            let at = first + k;
+            if weight < 0.0 && seen[at] > 0.0 {
+                for samples in &mut *values {
+                    samples[k] = f32::NAN;
+                }
+            } else if weight > 0.0 && seen[at] < 0.0 {
+                for plane in &mut *running {
+                    plane[at] = 0.0;
+                }
+                seen[at] = 0.0;
+            }
+        }
+    }
+
     /// Bring in a run of samples of `input` that begins at output pixel (x, y): `values` per
     /// channel (NaN = invalid, in all channels alike) and their weights. Returns how many count.
     #[inline(always)]
@@ -142,7 +167,7 @@ impl<'a> Tile<'a> {
                 accumulate::finish(self.combine, running, weights, &mut image[out.clone()]);
             }
             for (target, &weight) in coverage[out].iter_mut().zip(weights) {
-                *target = weight as f32;
+                *target = weight.abs() as f32;
             }
         }
     }
