@@ -1,4 +1,4 @@
-"""The story of a mosaic: scan → grid → geometry → plan → pass → commit.
+"""The story of a mosaic: scan → grid → geometry → plan → survey → pass → commit.
 
 `prepare` goes as far as anything can be said without reading a pixel, which is also all that
 ``zmrs plan`` does; `make_mosaic` does the rest.
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zmrs import _zmrs, forecast, inputs, limits, photometry, post_stack
+from zmrs import _zmrs, forecast, inputs, limits, photometry, post_stack, survey
 from zmrs.errors import BudgetError, InputError, UsageError
 from zmrs.events import Clock, Stage
 from zmrs.grid import Grid, input_pixel_scale_arcsec, make_grid
@@ -25,6 +25,8 @@ from zmrs.plan import Plan, describe, given_plan, phase5_plan
 from zmrs.probe import detect_capabilities
 from zmrs.result import Result, figures_of, header_of, log_result, rows_of
 from zmrs.scan import LeftOut
+from zmrs.weight_rule import weight_rule
+from zmrs.weights import are_counts, weighed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -69,6 +71,10 @@ class Prepared:
         Of the inputs that are read before the passes, to be matched.
     compressed_bytes
         Of compressed input files, which are read whole before the pass.
+    survey_bytes
+        Of the inputs that are read to know what they are: zeros, dead frames, noise.
+    inverse_variance
+        Median of those that weigh the inputs; None unless they do.
     scratch_bytes
         What lies in scratch files.
     seconds
@@ -88,6 +94,8 @@ class Prepared:
     n_passes: int
     matching_bytes: int
     compressed_bytes: int
+    survey_bytes: int
+    inverse_variance: float | None
     scratch_bytes: int
     seconds: dict[str, float]
     forecast_s: float
@@ -96,7 +104,7 @@ class Prepared:
     def read_bytes(self) -> int:
         """Bytes that will be read."""
         passes = self.n_passes * self.layout.read_bytes
-        return passes + self.matching_bytes + self.compressed_bytes
+        return passes + self.matching_bytes + self.compressed_bytes + self.survey_bytes
 
     @property
     def plan(self) -> Plan:
@@ -157,7 +165,14 @@ def prepare(
         raise UsageError(f"--scratch {options.scratch}: there is no such folder; make it first.")
     clock = Clock(seconds)
     given = list(given)
-    gathered = inputs.gather(given, hdu=options.hdu, recursive=options.recursive, weights=weights)
+    rule = weight_rule(options.weights, options.weight_type)
+    if options.weight_type != "weight" and rule.is_optional and not weights:
+        raise UsageError(
+            f"--weight-type {options.weight_type}: there are no weights; name them with --weights."
+        )
+    gathered = inputs.gather(
+        given, hdu=options.hdu, recursive=options.recursive, rule=rule, weights=weights
+    )
     images = _usable(gathered, options)
     channels = inputs.check_channels(images)
     _warn_of_mixtures(images)
@@ -170,9 +185,10 @@ def prepare(
 
     spare = allowed.bytes - limits.resident_bytes()
     placed, off_grid = place(
-        images, gathered.weights, chosen, scratch or no_scratch, spare, listener
+        images, gathered.weights, chosen, options, scratch or no_scratch, spare, listener
     )
     _leave_out([left.reason for left in off_grid], len(placed), options)
+    placed = weighed(placed, options.weight_by)
     clock.lap("geometry")
 
     threshold = 2.0 if plan is None else plan.two_pass_coverage_threshold
@@ -191,6 +207,7 @@ def prepare(
     except BudgetError as error:
         raise BudgetError(allowed.advice(str(error))) from None
     log.info("plan=%s (memory: %s)", describe(layout.plan), allowed.reason)
+    survey_bytes = _zmrs.survey_bytes(job, survey.questions(placed, options))
     clock.lap("plan")
     return Prepared(
         grid=chosen,
@@ -204,10 +221,13 @@ def prepare(
         n_passes=2 if options.two_pass else 1,
         matching_bytes=job.input_bytes if options.match == "offset" else 0,
         compressed_bytes=sum(
-            inputs.file_bytes(one.image) for one in placed if inputs.is_compressed(one.image)
+            inputs.file_bytes(store) for one in placed for _, store in one.compressed()
         ),
+        survey_bytes=survey_bytes,
+        inverse_variance=None,
         scratch_bytes=layout.two_pass_bytes
-        + sum(one.geometry.grid.scratch_bytes for one in placed),
+        + sum(one.geometry.grid.scratch_bytes for one in placed)
+        + (post_stack.plane_bytes(layout, channels) if _needs_depth(placed, options) else 0),
         seconds=seconds,
         forecast_s=sum(seconds.values())
         + forecast.seconds(
@@ -215,6 +235,7 @@ def prepare(
             options.kernel,
             matches=options.match == "offset",
             pixels=chosen.height * chosen.width if options.two_pass else 0,
+            survey_bytes=survey_bytes,
         ),
     )
 
@@ -256,7 +277,7 @@ def make_mosaic(
         if path is not None:
             # A directory may have held the output's old version; a list may have named it.
             output.check_output(path, _files(prepared), overwrite=options.overwrite)
-        prepared = _decompressed(prepared, options, listener)
+        prepared = _surveyed(_decompressed(prepared, options, listener), options, listener)
         result = _run(prepared, path, options, scratch, listener)
     total_s = time.perf_counter() - began
     result.stats["seconds"]["total"] = total_s
@@ -385,14 +406,15 @@ def _files(prepared: Prepared) -> list[str]:
 
 def _decompressed(prepared: Prepared, options: Options, listener: Listener) -> Prepared:
     """The job with the pixels of its compressed inputs, less those that turn out to be damaged."""
-    compressed = [p for p in prepared.placed if inputs.is_compressed(p.image)]
+    compressed = [p for p in prepared.placed if p.compressed()]
     if not compressed:
         return prepared
     stage = Stage(listener, "decompress", len(compressed), "files")
     damaged = {}
     for number, placed in enumerate(compressed, start=1):
         try:
-            placed.source.provide(inputs.decompress(placed.image))
+            for source, store in placed.compressed():
+                source.provide(inputs.decompress(store))
         except InputError as error:
             damaged[placed.image.name] = str(error)
         stage.advance(number)
@@ -402,18 +424,52 @@ def _decompressed(prepared: Prepared, options: Options, listener: Listener) -> P
     rest = [p for p in prepared.placed if p.image.name not in damaged]
     _leave_out(list(damaged.values()), len(rest), options)
     left_out = [LeftOut(name, reason) for name, reason in damaged.items()]
+    return _with(prepared, weighed(rest, options.weight_by), left_out, options)
+
+
+def _with(
+    prepared: Prepared, placed: list[Placed], left_out: list[LeftOut], options: Options, **more: Any
+) -> Prepared:
+    """The job with other inputs, and with more that are left out."""
+    threshold = prepared.plan.two_pass_coverage_threshold
     return replace(
         prepared,
-        placed=rest,
+        placed=placed,
         left_out=prepared.left_out + left_out,
-        job=_job(
-            prepared.channels,
-            prepared.grid,
-            rest,
-            options,
-            prepared.plan.two_pass_coverage_threshold,
-        ),
+        job=_job(prepared.channels, prepared.grid, placed, options, threshold),
+        **more,
     )
+
+
+def _surveyed(prepared: Prepared, options: Options, listener: Listener) -> Prepared:
+    """The job without dead inputs, with what a look at the others tells."""
+    if not survey.questions(prepared.placed, options):
+        return prepared
+    found = survey.survey(prepared.job, prepared.placed, prepared.plan, options, listener)
+    prepared.seconds["survey"] = found.seconds
+    _leave_out([left.reason for left in found.left_out], len(found.placed), options)
+    return _with(
+        prepared,
+        found.placed,
+        found.left_out,
+        options,
+        survey_bytes=found.read_bytes,
+        inverse_variance=found.inverse_variance,
+    )
+
+
+def _depth_file(prepared: Prepared, options: Options, scratch: Callable[[], Path]) -> Path | None:
+    """An empty file for the numbers of inputs of all pixels, if the Two-Pass needs them."""
+    if not _needs_depth(prepared.placed, options):
+        return None
+    file = scratch()
+    file.touch()
+    return file
+
+
+def _needs_depth(placed: Sequence[Placed], options: Options) -> bool:
+    """Whether the Two-Pass has to count inputs because their coverage does not."""
+    return options.two_pass and not are_counts(placed, options.weight_by)
 
 
 def _run(
@@ -434,6 +490,7 @@ def _run(
 
     engine = (prepared.job, prepared.layout)
     marks = _zmrs.Marks(scratch()) if options.two_pass else None
+    depth_at = _depth_file(prepared, options, scratch)
     shape, channels = prepared.grid.shape, prepared.channels
     write_back = limits.near_system_limit(prepared.layout.write_bytes)
 
@@ -442,7 +499,7 @@ def _run(
         assert marks is not None
         prepared.seconds["mosaic"] = stage.end()
         stage = Stage(listener, "two_pass", total, "bytes")
-        first = post_stack.FirstPass(planes, marks)
+        first = post_stack.FirstPass(planes, marks, depth_at)
         return post_stack.two_pass(
             prepared,
             first,

@@ -36,6 +36,7 @@ __all__ = [
     "log_gpu_refused",
     "log_plan",
     "log_request",
+    "plane_bytes",
     "read_into",
     "targets_in",
     "two_pass",
@@ -59,10 +60,14 @@ class FirstPass:
         Its image and coverage.
     marks
         Where each input lies.
+    depth_at
+        An empty file for a plane with the number of inputs of each pixel, where the coverage does
+        not say it; None where it does.
     """
 
     planes: _zmrs.Planes
     marks: _zmrs.Marks
+    depth_at: Path | None = None
 
 
 @dataclass
@@ -165,7 +170,12 @@ def _renormalise(
         return now
 
     now = time.perf_counter()
-    found = _zmrs.measure_gains(job, layout, first.planes, first.marks, targets[0])
+    counts = first.planes
+    if first.depth_at is not None:
+        _zmrs.write_depth(job, layout, first.planes, first.marks, (first.depth_at, 0))
+        counts = _zmrs.Planes.in_files(prepared.grid.width, [(first.depth_at, 0)])
+        now = timed("depth", now)
+    found = _zmrs.measure_gains(job, layout, counts, first.marks, targets[0])
     now = timed("gains", now)
     if found.scales[0] <= found.scales[1]:
         outcome.scales = found.scales
@@ -209,8 +219,13 @@ def _renormalise(
 def targets_in(file: Path, prepared: Prepared) -> Targets:
     """Places for the image of a job in a new scratch file, one a channel."""
     file.touch()
-    plane_bytes = prepared.layout.write_bytes // (prepared.channels + 1)
-    return [(file, k * plane_bytes) for k in range(prepared.channels)]
+    each = plane_bytes(prepared.layout, prepared.channels)
+    return [(file, k * each) for k in range(prepared.channels)]
+
+
+def plane_bytes(layout: _zmrs.Layout, channels: int) -> int:
+    """Bytes of one plane of an output of so many channels and a coverage."""
+    return layout.write_bytes // (channels + 1)
 
 
 def read_into(file: Path, image: NDArray[np.float32]) -> None:

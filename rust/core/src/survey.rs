@@ -229,6 +229,7 @@ impl Look<'_> {
                 whole.is_constant()
             })?;
             is_constant = whole.is_constant();
+            gathered = if is_constant { whole } else { gathered };
         } else if UNSURE.contains(&gathered.share(gathered.zeros)) {
             gathered = Gathered::new(image.channels);
             self.rows(image, 0..image.height, eye, |planes, in_zeros, _| {
