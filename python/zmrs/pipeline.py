@@ -26,7 +26,7 @@ from zmrs.probe import detect_capabilities
 from zmrs.result import Result, figures_of, header_of, log_result, rows_of
 from zmrs.scan import LeftOut
 from zmrs.weight_rule import weight_rule
-from zmrs.weights import are_counts, weighed
+from zmrs.weights import are_counts, warn_of_unknown, weighed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -189,6 +189,7 @@ def prepare(
     )
     _leave_out([left.reason for left in off_grid], len(placed), options)
     placed = weighed(placed, options.weight_by)
+    warn_of_unknown(placed, options.weight_by)
     clock.lap("geometry")
 
     threshold = 2.0 if plan is None else plan.two_pass_coverage_threshold

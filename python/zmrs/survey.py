@@ -16,7 +16,7 @@ from zmrs.events import Stage
 from zmrs.inputs import ArrayImage
 from zmrs.io.names import and_others
 from zmrs.scan import LeftOut
-from zmrs.weights import noise_weights, weighed
+from zmrs.weights import noise_weights, warn_of_unknown, weighed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -102,6 +102,7 @@ def survey(
             findings[number].noise_without_zeros if one.zero_is_blank else findings[number].noise
             for number, one in zip(numbers, alive, strict=True)
         ]
+    warn_of_unknown(alive, options.weight_by if noise else "none", noise)
     return Survey(
         weighed(alive, options.weight_by, noise),
         [LeftOut(placed[number].image.name, reason) for number, reason in dead.items()],

@@ -29,6 +29,7 @@ __all__ = [
     "frame_weights",
     "noise_weights",
     "radial_map",
+    "warn_of_unknown",
     "weighed",
 ]
 
@@ -174,24 +175,32 @@ def weighed(
         Standard deviations by input and channel, for ``ivar``; None before they are known.
     """
     weights = np.ones(len(placed))
-    unknown: list[int] = []
     if weight_by == "n_frames":
         weights = frame_weights([one.image.meta.n_frames for one in placed])
     elif weight_by == "exposure":
-        times = [one.image.meta.exptime for one in placed]
-        unknown = [k for k, time in enumerate(times) if not time or not time > 0]
-        weights = exposure_weights([math.nan if time is None else time for time in times])
+        weights = exposure_weights([one.image.meta.exptime or math.nan for one in placed])
     elif weight_by == "ivar" and noise is not None:
         weights, _ = noise_weights(noise)
-        unknown = [k for k, sigmas in enumerate(noise) if not all(sigma > 0 for sigma in sigmas)]
-    if unknown:
-        what = "exposure time" if weight_by == "exposure" else "noise"
-        names = and_others([placed[k].image.name for k in unknown])
-        log.warning("%s: the %s is not known; it weighs as the median input", names, what)
     return [
         replace(one, weight=one.own_weight * float(weight))
         for one, weight in zip(placed, weights, strict=True)
     ]
+
+
+def warn_of_unknown(
+    placed: Sequence[Placed], weight_by: str, noise: Sequence[Sequence[float]] | None = None
+) -> None:
+    """Warn of inputs for which `weighed` has nothing to go by."""
+    if weight_by == "exposure":
+        known = [(one.image.meta.exptime or math.nan) > 0 for one in placed]
+    elif weight_by == "ivar" and noise is not None:
+        known = [all(sigma > 0 for sigma in sigmas) for sigmas in noise]
+    else:
+        return
+    what = "exposure time" if weight_by == "exposure" else "noise"
+    names = [one.image.name for one, is_known in zip(placed, known, strict=True) if not is_known]
+    if names:
+        log.warning("%s: the %s is not known; it weighs as the median", and_others(names), what)
 
 
 def are_counts(placed: Sequence[Any], weight_by: str) -> bool:

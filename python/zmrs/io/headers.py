@@ -81,10 +81,22 @@ class Cards:
 
     def text(self, keyword: str) -> tuple[str, bool] | None:
         """Value as text and whether it was quoted; None if absent or undefined."""
+        if len(keyword) > 8:
+            return self._long(keyword.encode())
         start = self._first.get(keyword.ljust(8).encode())
         if start is None:
             return None
         return card_text(self.raw[start : start + CARD_BYTES])
+
+    def _long(self, keyword: bytes) -> tuple[str, bool] | None:
+        """As `text`, of a keyword that only a ``HIERARCH`` card can hold."""
+        start = self.raw.find(b"HIERARCH")
+        while start >= 0:
+            name, _, value = self.raw[start : start + CARD_BYTES].partition(b"=")
+            if start % CARD_BYTES == 0 and name[8:].strip() == keyword:
+                return card_text(b"        =" + value)
+            start = self.raw.find(b"HIERARCH", start + 1)
+        return None
 
     def string(self, keyword: str) -> str | None:
         """Value as a string without outer blanks; None if absent or empty."""
