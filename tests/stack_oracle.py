@@ -43,10 +43,11 @@ def kappa_sigma(values: Array, _: Array, kappa: tuple[float, float], __: Any) ->
 
 def winsorized(values: Array, _: Array, kappa: tuple[float, float], __: Any) -> Verdict:
     def spread(kept: Array, middle: float) -> float:
-        sigma = float(kept.std())
+        fewer = min(1, len(kept) - 1)
+        sigma = float(kept.std(ddof=fewer))
         for _ in range(100):
             drawn = np.clip(kept, middle - 1.5 * sigma, middle + 1.5 * sigma)
-            new = 1.134 * float(drawn.std())
+            new = 1.134 * float(drawn.std(ddof=fewer))
             settled = abs(new - sigma) <= 5e-4 * sigma
             sigma = new
             if settled:

@@ -182,8 +182,11 @@ def _check_options(options: dict[str, Any], wcs: Any) -> None:
     for name, value in options.items():
         if name not in known:
             raise UsageError(f"{name}: zmrs has no such option; see zmrs.config.Options.")
-        if isinstance(value, str) and known[name].metadata["kind"] not in ("text", "path"):
+        kind = known[name].metadata["kind"]
+        if isinstance(value, str) and kind not in ("text", "path"):
             options[name] = parse(known[name], value, name)
+        elif kind == "flag" and not isinstance(value, bool):
+            raise UsageError(f"{name}: {value!r} is neither True nor False.")
     shaping = ("scale", "center", "size", "projection", "frame", "rotate", "max_output_pixels")
     useless = [name for name in shaping if options.get(name) is not None]
     if useless and wcs is not None and not isinstance(wcs, str | Path):

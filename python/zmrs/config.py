@@ -222,18 +222,22 @@ class Options:
     )
 
     def __post_init__(self) -> None:
-        kappa, winsor = tuple(self.kappa), tuple(self.winsor)
+        kappa, winsor, clip = map(_numbers, (self.kappa, self.winsor, self.two_pass_gain_clip))
+        kappa = 2 * kappa if len(kappa) == 1 else kappa
         if len(kappa) != 2 or not all(0 < bound < math.inf for bound in kappa):
-            raise UsageError(f"--kappa: {as_text(kappa)} rejects nonsense; give numbers above 0.")
+            raise UsageError(
+                f"--kappa: {as_text(self.kappa)} cannot work; give one or two numbers above 0."
+            )
         if self.weights is not None:
             weight_rule(self.weights, self.weight_type)
         if not 0 <= self.feather < math.inf:
             raise UsageError(f"--feather: {self.feather:g} px is no width; give 0 or more.")
         if len(winsor) != 2 or not all(0 <= part < 0.5 for part in winsor):
             raise UsageError(
-                f"--winsor: {as_text(winsor)} leaves nothing; give two numbers from 0 to below 0.5."
+                f"--winsor: {as_text(self.winsor)} cannot work; give two numbers from 0 to below"
+                " 0.5."
             )
-        sigma, clip = self.two_pass_sigma, self.two_pass_gain_clip
+        sigma = self.two_pass_sigma
         try:
             is_blur = 0 <= sigma <= MOST_SIGMA_PX
         except TypeError:
@@ -244,8 +248,25 @@ class Options:
             )
         if not are_gains(clip):
             raise UsageError(
-                f"--two-pass-gain-clip: {as_text(clip)} are no gains; give two numbers above 0."
+                f"--two-pass-gain-clip: {as_text(self.two_pass_gain_clip)} are no gains; give two"
+                " numbers above 0."
             )
+        for name, pair in (("kappa", kappa), ("winsor", winsor), ("two_pass_gain_clip", clip)):
+            object.__setattr__(self, name, pair)
+
+
+def _numbers(given: Any) -> tuple[float, ...]:
+    """One number or several, in whatever form a program gives them; nothing for anything else."""
+    try:
+        values = tuple(given)
+    except TypeError:
+        values = (given,)
+    if any(isinstance(value, bool | str) for value in values):
+        return ()
+    try:
+        return tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        return ()
 
 
 def are_gains(clip: Any) -> bool:

@@ -148,6 +148,90 @@ def test_combines_as_observed() -> None:
     )
 
 
+@pytest.mark.parametrize("how", stack_oracle.STACKED)
+def test_few_samples(how: str) -> None:
+    """One is kept, two are as well, however far apart, and a pixel with none is none."""
+    values = np.full((2, 1, *SHAPE), np.nan)
+    values[0, 0, :, :20], values[1, 0, :, 10:30] = 5.0, 4e6
+    result = made(values, how)
+    assert (result.data[:, :10] == 5.0).all()
+    assert (result.data[:, 20:30] == 4e6).all()
+    np.testing.assert_allclose(result.data[:, 10:20], 2000002.5, rtol=1e-7)
+    assert np.isnan(result.data[:, 30:]).all()
+    want = np.repeat([1.0, 2.0, 1.0, 0.0], [10, 10, 10, 7])
+    np.testing.assert_array_equal(result.coverage, np.broadcast_to(want, SHAPE))
+
+
+@pytest.mark.parametrize("how", stack_oracle.STACKED)
+@pytest.mark.parametrize("value", [0.0, -7.25, 3e38, 1e-44])
+def test_constant_samples(how: str, value: float) -> None:
+    result = made(np.full((9, 1, *SHAPE), np.float32(value)), how)
+    np.testing.assert_array_equal(result.data, np.float32(value))
+    np.testing.assert_array_equal(result.coverage, 9.0)
+    assert result.inputs[0].rejected_fraction == 0.0
+
+
+@pytest.mark.parametrize("kernel", ["nearest", "bicubic", "lanczos3"])
+@pytest.mark.parametrize("how", stack_oracle.STACKED)
+def test_values_at_the_end_of_what_a_float_holds(how: str, kernel: str) -> None:
+    """Kernels overshoot there: what no float can hold is an outlier like any other."""
+    rng = np.random.default_rng(8)
+    most = np.finfo(np.float32).max
+    frames = [
+        (rng.choice([-most, 100.0, most], SHAPE).astype(np.float32), sky.frame_wcs(SHAPE, 3.0 * k))
+        for k in range(6)
+    ]
+    wcs = sky.frame_wcs(SHAPE, 20.0)
+    result = unmatched(frames, wcs=wcs, shape=SHAPE, combine=how, kernel=kernel)
+    covered = result.coverage > 0
+    assert covered.mean() > 0.3
+    assert np.isfinite(result.data[covered]).all()
+    assert np.isnan(result.data[~covered]).all()
+
+
+@pytest.mark.parametrize("how", stack_oracle.STACKED)
+def test_a_sample_that_lies_beyond_everything(how: str) -> None:
+    rng = np.random.default_rng(9)
+    values = rng.normal(100.0, 1.0, (12, 1, *SHAPE)).astype(np.float32).astype(float)
+    values[3], values[7, :, :, :20] = 3.4e38, -3.4e38
+    check(made(values, how), stack_oracle.combine(values, np.ones((12, *SHAPE)), how), how)
+
+
+@pytest.mark.parametrize("how", stack_oracle.STACKED)
+def test_weights_over_twelve_decades(how: str) -> None:
+    values = scene(9, seed=2)
+    weights = [float(np.float32(10.0**k)) for k in np.linspace(-6, 6, 9)]
+    full = np.stack([np.full(SHAPE, w) for w in weights])
+    check(made(values, how, weights=weights), stack_oracle.combine(values, full, how), how)
+
+
+@pytest.mark.parametrize("how", stack_oracle.STACKED)
+@pytest.mark.parametrize("together", [False, True])
+def test_holes_in_single_channels(how: str, together: bool) -> None:
+    """A colour pixel with a hole in one channel is no sample at all."""
+    rng = np.random.default_rng(10)
+    values = scene(12, channels=3)
+    values[rng.random(values.shape) < 0.15] = np.nan
+    frames = values.copy()
+    values[np.broadcast_to(np.isnan(values).any(axis=1, keepdims=True), values.shape)] = np.nan
+    want = stack_oracle.combine(values, np.ones((12, *SHAPE)), how, together=together)
+    check(made(frames, how, reject_together=together), want, how)
+
+
+@pytest.mark.parametrize("how", stack_oracle.STACKED)
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 1)])
+def test_canvases_one_pixel_wide(how: str, shape: tuple[int, int]) -> None:
+    """Each is a cut-out of a larger one."""
+    values = scene(7, seed=3)
+    wcs = sky.frame_wcs(SHAPE)
+    frames = [(image[0].astype(np.float32), wcs) for image in values]
+    grid = sky.shifted_wcs(wcs, (3, 2), shape)
+    cut = unmatched(frames, wcs=grid, shape=shape, combine=how, kernel="nearest")
+    whole = made(values, how).data[3 : 3 + shape[0], 2 : 2 + shape[1]]
+    np.testing.assert_array_equal(cut.data[: whole.shape[0], : whole.shape[1]], whole)
+    assert cut.data.shape == shape
+
+
 def test_the_file_has_the_counts(tmp_path: Any) -> None:
     values = scene(9, channels=3)
     out = tmp_path / "out.fits"

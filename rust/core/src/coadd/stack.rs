@@ -201,7 +201,9 @@ impl Gather for Stack<'_> {
             let (gain, offset) = (input.gain[channel], input.offset[channel]);
             let slot = &mut self.buffers.values[channel * self.depth * self.stride..][first..];
             for (target, &value) in slot[..len].iter_mut().zip(values) {
-                *target = (gain * f64::from(value) + offset) as f32;
+                let scaled = gain * f64::from(value) + offset;
+                // What no float can hold is as far out as one can be; NaN stays.
+                *target = scaled.clamp(f64::from(f32::MIN), f64::from(f32::MAX)) as f32;
             }
         }
         if !self.buffers.weights.is_empty() {

@@ -171,3 +171,27 @@ fn send_to_disk(file: &File, at: u64, len: u64) {
 
 #[cfg(not(target_os = "linux"))]
 fn send_to_disk(_file: &File, _at: u64, _len: u64) {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_end_at_what_sixteen_bits_hold() {
+        let name = format!("zmrs-counts-{}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        File::create(&path).unwrap();
+        // More than are brought into their form at once, from the second row on.
+        let width = COUNTS_AT_ONCE + 3;
+        let sink = FitsSink::open(vec![(path.clone(), 4)], 0, width, false).unwrap();
+        let values: Vec<f32> = (0..width).map(|k| 4.0 * k as f32).collect();
+        sink.write(1..2, &[&values]).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let (stored, rest) = bytes[4 + 2 * width..].as_chunks();
+        assert!(rest.is_empty());
+        let stored: Vec<i16> = stored.iter().map(|pair| i16::from_be_bytes(*pair)).collect();
+        let want: Vec<i16> = (0..width).map(|k| (4 * k).min(32_767) as i16).collect();
+        assert_eq!(stored, want);
+    }
+}

@@ -46,3 +46,20 @@ impl Sink for MemorySink<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_end_at_what_sixteen_bits_hold() {
+        let (mut image, mut counts) = ([0.0; 6], [0; 6]);
+        let sink = MemorySink::new(3, vec![&mut image], vec![&mut counts]);
+        let rows = [0.0, 7.0, 32_767.0];
+        sink.write(0..1, &[&rows, &rows]).unwrap();
+        let rows = [32_768.0, 40_000.0, 16_777_216.0];
+        sink.write(1..2, &[&rows, &rows]).unwrap();
+        assert_eq!(counts, [0, 7, 32_767, 32_767, 32_767, 32_767]);
+        assert_eq!(image[5], 16_777_216.0);
+    }
+}

@@ -15,55 +15,41 @@ const DRAWN_IN: f64 = 1.5;
 const CORRECTION: f64 = 1.134;
 const SETTLED: f64 = 5e-4;
 
-/// With less than half of the samples outside, each time takes off a fifth at least: from any
-/// outlier that a float holds down to its last digit.
+/// Each time takes off a part of what outliers add, as long as they are less than half of the
+/// samples: a fourteenth at least, a fiftieth where one of three is outside. So many times leave a
+/// tenth of it, and the outliers are rejected.
 const MOST_TIMES: usize = 100;
 
 /// Kappa-sigma clipping: see [`super::Estimator::KappaSigma`].
 #[inline(always)]
 pub fn kappa_sigma(column: &Column, kappa: (f64, f64)) -> Kept {
-    rounds(column, kappa, spread)
+    rounds::<false>(column, kappa)
 }
 
 /// Winsorized sigma clipping: see [`super::Estimator::Winsorized`].
 #[inline(always)]
 pub fn winsorized(column: &Column, kappa: (f64, f64)) -> Kept {
-    rounds(column, kappa, |column, kept, centre| {
-        let mut sigma = spread(column, kept, centre);
-        let mut settled = [false; LANES];
-        for _ in 0..MOST_TIMES {
-            let next = spread_within(column, kept, centre, &sigma.map(|s| DRAWN_IN * s));
-            for lane in 0..LANES {
-                let next = CORRECTION * next[lane];
-                if !settled[lane] {
-                    settled[lane] = (next - sigma[lane]).abs() <= SETTLED * sigma[lane];
-                    sigma[lane] = next;
-                }
-            }
-            // NaN, of lanes without samples, never settles.
-            let is_done = |lane: usize| settled[lane] || kept.past[lane] == kept.first[lane];
-            if (0..LANES).all(is_done) {
-                break;
-            }
-        }
-        sigma
-    })
+    rounds::<true>(column, kappa)
 }
 
-/// Clip again and again, with the spread that `spread` finds of the samples kept until then.
+/// Clip again and again, with the spread of the samples kept until then. (No closure here or below:
+/// those are not compiled for the instruction set that was chosen.)
 #[inline(always)]
-fn rounds(
-    column: &Column,
-    kappa: (f64, f64),
-    spread: impl Fn(&Column, &Kept, &[f64; LANES]) -> [f64; LANES],
-) -> Kept {
+fn rounds<const WINSORIZED: bool>(column: &Column, kappa: (f64, f64)) -> Kept {
     let mut kept = column.all();
     for _ in 0..ROUNDS {
-        let centre = std::array::from_fn(|lane| {
+        let mut centre = [f64::NAN; LANES];
+        for lane in 0..LANES {
             let (first, past) = (kept.first[lane], kept.past[lane]);
-            if first < past { column.median(lane, first, past) } else { f64::NAN }
-        });
-        let sigma = spread(column, &kept, &centre);
+            if first < past {
+                centre[lane] = column.median(lane, first, past);
+            }
+        }
+        let sigma = if WINSORIZED {
+            winsorized_spread(column, &kept, &centre)
+        } else {
+            spread(column, &kept, &centre, &[f64::INFINITY; LANES], 0.0)
+        };
         let mut next = kept;
         for lane in 0..LANES {
             let low = centre[lane] - kappa.0 * sigma[lane];
@@ -87,28 +73,57 @@ fn rounds(
     kept
 }
 
-/// Standard deviations of the samples kept (the root of their mean squared deviation from their
-/// mean), from sums about `centre`, where no digits are lost.
+/// The standard deviation of samples that are drawn in to some of it, when it no longer changes.
 #[inline(always)]
-fn spread(column: &Column, kept: &Kept, centre: &[f64; LANES]) -> [f64; LANES] {
-    spread_within(column, kept, centre, &[f64::INFINITY; LANES])
+fn winsorized_spread(column: &Column, kept: &Kept, centre: &[f64; LANES]) -> [f64; LANES] {
+    let mut sigma = spread(column, kept, centre, &[f64::INFINITY; LANES], 1.0);
+    let mut settled = [false; LANES];
+    for lane in 0..LANES {
+        // Lanes without samples have NaN, which never settles.
+        settled[lane] = kept.past[lane] == kept.first[lane];
+    }
+    for _ in 0..MOST_TIMES {
+        let mut reach = sigma;
+        for lane in 0..LANES {
+            reach[lane] *= DRAWN_IN;
+        }
+        let next = spread(column, kept, centre, &reach, 1.0);
+        let mut done = true;
+        for lane in 0..LANES {
+            let next = CORRECTION * next[lane];
+            let settles = (next - sigma[lane]).abs() <= SETTLED * sigma[lane];
+            sigma[lane] = if settled[lane] { sigma[lane] } else { next };
+            settled[lane] |= settles;
+            done &= settled[lane];
+        }
+        if done {
+            break;
+        }
+    }
+    sigma
 }
 
-/// The same of samples drawn in to `reach` about `centre`.
+/// Standard deviations of the samples kept, when they are drawn in to `reach` about `centre`: from
+/// sums about it, where no digits are lost. `fewer` is taken from the number of samples by which
+/// the sum of squares is divided: 0 for the root of the mean square, 1 for an unbiased variance.
 #[inline(always)]
-fn spread_within(
+fn spread(
     column: &Column,
     kept: &Kept,
     centre: &[f64; LANES],
     reach: &[f64; LANES],
+    fewer: f64,
 ) -> [f64; LANES] {
     // As doubles, so that every array of the loop has lanes of the same width.
-    let [first, past] = [kept.first, kept.past].map(|places| places.map(|place| place as f64));
+    let (mut first, mut past) = ([0.0; LANES], [0.0; LANES]);
+    let (mut low, mut high) = (usize::MAX, 0);
+    for lane in 0..LANES {
+        (first[lane], past[lane]) = (kept.first[lane] as f64, kept.past[lane] as f64);
+        (low, high) = (low.min(kept.first[lane]), high.max(kept.past[lane]));
+    }
     let (mut sum, mut squares) = ([0.0; LANES], [0.0; LANES]);
-    let low = kept.first.into_iter().min().unwrap_or(0);
-    let high = kept.past.into_iter().max().unwrap_or(0);
-    for (place, row) in (low..high).zip(&column.sorted[low..high]) {
-        let place = place as f64;
+    for place in low..high {
+        let (row, place) = (&column.sorted[place], place as f64);
         for lane in 0..LANES {
             let off = f64::from(row[lane]) - centre[lane];
             let off = if off < reach[lane] { off } else { reach[lane] };
@@ -119,12 +134,15 @@ fn spread_within(
             squares[lane] += off * off;
         }
     }
-    std::array::from_fn(|lane| {
+    let mut sigma = [0.0; LANES];
+    for lane in 0..LANES {
         let n = past[lane] - first[lane];
-        let variance = (squares[lane] - sum[lane] * sum[lane] / n) / n;
+        let over = if n > fewer { n - fewer } else { n };
+        let variance = (squares[lane] - sum[lane] * sum[lane] / n) / over;
         // Rounding may leave a little less than nothing; NaN stays.
-        if variance < 0.0 { 0.0 } else { variance.sqrt() }
-    })
+        sigma[lane] = if variance < 0.0 { 0.0 } else { variance.sqrt() };
+    }
+    sigma
 }
 
 #[cfg(test)]

@@ -28,7 +28,9 @@ pub enum Estimator {
     KappaSigma((f64, f64)),
     /// The same, with a standard deviation of samples that are drawn in to 1.5 of it about the
     /// median first, again and again until it settles: outliers do not widen it. (The winsorized
-    /// sigma clipping that astronomical stacking programs share; Huber's proposal 2.)
+    /// sigma clipping that astronomical stacking programs share; Huber's proposal 2.) It is that of
+    /// a sample, with n - 1: few samples that lie close together by chance would else reject the
+    /// rest.
     Winsorized((f64, f64)),
     /// The winsorized form of `ZeMosaic` 4.5, as observed: a mean of drawn-in samples.
     WinsorizedReference(f64),
