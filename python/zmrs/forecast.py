@@ -33,14 +33,23 @@ _S_PER_WRITTEN_BYTE = 1.5e-9
 _S_PER_DECOMPRESSED_BYTE = 8e-9
 _S_PER_MATCHED_BYTE = 0.3e-9
 _S_PER_BLURRED_PIXEL = 12e-9
+_S_PER_SURVEYED_BYTE = 1e-9
 
 
-def seconds(layout: Layout, kernel: str, combine: str, *, matches: bool, pixels: int) -> float:
+def seconds(
+    layout: Layout,
+    kernel: str,
+    combine: str,
+    *,
+    matches: bool,
+    pixels: int,
+    survey_bytes: int = 0,
+) -> float:
     """Seconds from the first pixel to the finished file.
 
     Workers share reading and sampling; a thread of its own writes, and competes with them.
     `matches` is whether inputs are matched, `pixels` those of the output that a second pass blurs,
-    0 without one.
+    0 without one, `survey_bytes` what is read before the passes to know the inputs.
     """
     workers = layout.plan.cpu_workers
     per_sample = _S_PER_SAMPLE[kernel] + _S_PER_STACKED_SAMPLE.get(combine, 0.0)
@@ -50,5 +59,6 @@ def seconds(layout: Layout, kernel: str, combine: str, *, matches: bool, pixels:
     together = (shared + writing) / max(workers, 2)
     one_pass = max(shared / workers, writing, together)
     matching = layout.read_bytes * _S_PER_MATCHED_BYTE / workers if matches else 0.0
+    looking = survey_bytes * _S_PER_SURVEYED_BYTE / workers
     again = one_pass + pixels * _S_PER_BLURRED_PIXEL / workers if pixels else 0.0
-    return decompressing + matching + one_pass + again
+    return decompressing + looking + matching + one_pass + again

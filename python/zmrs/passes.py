@@ -68,6 +68,8 @@ class Passes:
         Gives the path of a new scratch file.
     listener
         Receives `zmrs.events.Event` objects.
+    depth_at
+        Scratch file for how many inputs cover each pixel, where the coverage does not say so.
 
     Attributes
     ----------
@@ -82,10 +84,11 @@ class Passes:
         options: Options,
         scratch: Callable[[], Path],
         listener: Callable[[Event], object] | None,
+        depth_at: Path | None,
     ) -> None:
         self.second: TwoPass | None = None
         self._prepared, self._matching, self._options = prepared, matching, options
-        self._listener = listener
+        self._listener, self._depth_at = listener, depth_at
         self._total = prepared.layout.read_bytes + prepared.layout.write_bytes
         self._stage = Stage(listener, "mosaic", self._total, "bytes")
         self._marks = _zmrs.Marks(scratch()) if options.two_pass else None
@@ -140,7 +143,7 @@ class Passes:
         self._stage = Stage(self._listener, "two_pass", self._total, "bytes")
         self.second = post_stack.two_pass(
             self._prepared,
-            post_stack.FirstPass(planes, self._marks),
+            post_stack.FirstPass(planes, self._marks, self._depth_at),
             self._matching,
             self._options,
             targets,

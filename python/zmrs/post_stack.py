@@ -60,10 +60,14 @@ class FirstPass:
         Its image and coverage.
     marks
         Where each input lies.
+    depth_at
+        An empty file for a plane with the number of inputs of each pixel, where the coverage does
+        not say it; None where it does.
     """
 
     planes: _zmrs.Planes
     marks: _zmrs.Marks
+    depth_at: Path | None = None
 
 
 @dataclass
@@ -183,7 +187,12 @@ def _renormalise(
         return now
 
     now = time.perf_counter()
-    found = _zmrs.measure_gains(job, layout, first.planes, first.marks, targets[0])
+    counts = first.planes
+    if first.depth_at is not None:
+        _zmrs.write_depth(job, layout, first.planes, first.marks, (first.depth_at, 0))
+        counts = _zmrs.Planes.in_files(prepared.grid.width, [(first.depth_at, 0)])
+        now = timed("depth", now)
+    found = _zmrs.measure_gains(job, layout, counts, first.marks, targets[0])
     now = timed("gains", now)
     if found.scales[0] <= found.scales[1]:
         outcome.scales = found.scales

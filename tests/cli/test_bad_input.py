@@ -15,7 +15,7 @@ import pytest
 from astropy.io import fits
 
 from child import Outcome, clean_env, run, run_code, start, tree
-from sky import constant_frames, frame_wcs, write_image, write_mosaic, write_tiles
+from sky import alive, constant_frames, frame_wcs, write_image, write_mosaic, write_tiles
 
 pytestmark = pytest.mark.slow  # a process each
 
@@ -25,7 +25,7 @@ SHAPE = (48, 60)
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two frames with which nothing is wrong."""
-    return write_tiles(tmp_path_factory.mktemp("good"), constant_frames([1.0, 2.0], SHAPE))
+    return write_tiles(tmp_path_factory.mktemp("good"), alive(constant_frames([1.0, 2.0], SHAPE)))
 
 
 @pytest.fixture
@@ -365,7 +365,7 @@ def test_a_failure_keeps_the_old_output(good: list[Path], place: Path) -> None:
 def test_an_output_that_is_an_input(how: str, extra: tuple[str, ...], tmp_path: Path) -> None:
     folder = tmp_path / "frames"
     folder.mkdir()
-    paths = write_tiles(folder, constant_frames([1.0, 2.0], SHAPE))
+    paths = write_tiles(folder, alive(constant_frames([1.0, 2.0], SHAPE)))
     before = [path.read_bytes() for path in paths]
     given: list[object] = list(paths)
     out = paths[0]

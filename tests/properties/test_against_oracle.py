@@ -339,7 +339,7 @@ def test_stored_pixels_mean_what_their_cards_say(
     ("dtype", "cards"),
     [
         (">i2", {"BSCALE": -0.25, "BZERO": 3.5, "BLANK": 17}),
-        (">i4", {"BSCALE": 1e-3, "BZERO": 2147483648.0, "BLANK": -1}),
+        (">i4", {"BSCALE": 1e5, "BZERO": 2147483648.0, "BLANK": -1}),
         (">i8", {"BLANK": 5}),
         ("u1", {"BZERO": -128.0, "BLANK": 0}),
         (">f4", {"BSCALE": 2.0, "BZERO": 7.0}),

@@ -82,6 +82,7 @@ fn job(kernel: Kernel, combine: Combine, depth: usize) -> Job {
             name: k.to_string(),
             image: Arc::new(image),
             weight_map: None,
+            weighting: zmrs_core::weights::Weighting::default(),
             grid: Arc::new(grid),
             weight: 1.0,
             gain: vec![1.0],

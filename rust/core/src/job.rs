@@ -8,6 +8,7 @@ use crate::geom::CoordGrid;
 use crate::plan::MAX_BYTES;
 use crate::resample::Kernel;
 use crate::source::{Source, Store};
+use crate::weights::Weighting;
 use crate::{Error, Result};
 
 /// Channels of a job at most: what a run of samples keeps on the stack is a multiple of it.
@@ -20,8 +21,11 @@ pub struct Input {
     pub name: String,
     /// Its pixels.
     pub image: Arc<Source>,
-    /// Weight of each pixel, of the image's shape, one plane; not positive or NaN = invalid.
+    /// What weighs each pixel, of the image's shape, one plane; where that is no weight above 0 the
+    /// pixel is invalid.
     pub weight_map: Option<Arc<Source>>,
+    /// What that means, and what else weighs pixels.
+    pub weighting: Weighting,
     /// Where output pixels fall in it.
     pub grid: Arc<CoordGrid>,
     /// Weight of the whole.
@@ -36,6 +40,23 @@ impl Input {
     /// Planes that a window of it holds: its channels, and its weights if it has any.
     pub fn planes(&self) -> usize {
         self.image.channels + usize::from(self.weight_map.is_some())
+    }
+
+    /// Its image, and its weight map if it has one.
+    pub fn sources(&self) -> impl Iterator<Item = &Arc<Source>> {
+        std::iter::once(&self.image).chain(&self.weight_map)
+    }
+
+    /// Files that it is read from.
+    pub fn n_files(&self) -> usize {
+        let in_files = self.sources().filter(|source| matches!(source.store, Store::File { .. }));
+        in_files.count() - usize::from(self.is_one_file())
+    }
+
+    /// Whether its weights are in the file of its pixels.
+    pub fn is_one_file(&self) -> bool {
+        let stores = self.weight_map.as_ref().map(|map| (&map.store, &self.image.store));
+        matches!(stores, Some((Store::File { path: a, .. }, Store::File { path: b, .. })) if a == b)
     }
 }
 
@@ -69,8 +90,7 @@ impl Job {
             return refuse(format!("has {has} channels where the mosaic has {wants}"));
         }
         let [width, height] = input.grid.frame();
-        let mut sources = std::iter::once(&input.image).chain(&input.weight_map);
-        if sources.any(|source| (source.width, source.height) != (width, height)) {
+        if input.sources().any(|source| (source.width, source.height) != (width, height)) {
             return refuse("its pixels, weights and coordinates differ in shape".to_owned());
         }
         if input.weight_map.as_ref().is_some_and(|map| map.channels != 1) {
@@ -78,6 +98,10 @@ impl Job {
         }
         if !(input.weight > 0.0 && input.weight.is_finite()) {
             return refuse("its weight must be finite and above 0".to_owned());
+        }
+        let ramp = input.weighting.feather_px;
+        if !(ramp >= 0.0 && ramp.is_finite()) {
+            return refuse("its ramp must be finite and not negative".to_owned());
         }
         let affine = input.gain.iter().chain(&input.offset);
         let complete = input.gain.len() == self.channels && input.offset.len() == self.channels;
@@ -124,6 +148,11 @@ impl Job {
         Ok(job)
     }
 
+    /// Whether samples of some input give way to those of others.
+    pub fn gives_way(&self) -> bool {
+        self.inputs.iter().any(|input| input.weighting.saturation.is_some())
+    }
+
     /// Planes that come together while inputs come one after the other: the channels, and the
     /// weights.
     pub fn running_planes(&self) -> usize {
@@ -156,9 +185,15 @@ impl Job {
 
     /// Bytes of all pixels and weights that are read from files.
     pub fn input_bytes(&self) -> u64 {
-        let sources =
-            self.inputs.iter().flat_map(|i| std::iter::once(&i.image).chain(&i.weight_map));
+        let sources = self.inputs.iter().flat_map(Input::sources);
         let in_files = sources.filter(|source| matches!(source.store, Store::File { .. }));
         in_files.map(|source| source.bytes()).sum()
+    }
+
+    /// Bytes of each image and weight map that is brought into memory before the first pass.
+    pub fn deferred_bytes(&self) -> impl Iterator<Item = u64> {
+        let sources = self.inputs.iter().flat_map(Input::sources);
+        let deferred = sources.filter(|source| matches!(source.store, Store::Deferred(_)));
+        deferred.map(|source| source.bytes())
     }
 }

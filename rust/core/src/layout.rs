@@ -183,7 +183,8 @@ impl Layout {
             let is_file =
                 |w: &&Window| matches!(job.inputs[w.input].image.store, Store::File { .. });
             let files: HashSet<_> = step.windows.iter().filter(is_file).map(|w| w.input).collect();
-            need.most_files = need.most_files.max(files.len());
+            let files = files.into_iter().map(|input| job.inputs[input].n_files()).sum();
+            need.most_files = need.most_files.max(files);
         }
         Some(need)
     }
@@ -227,7 +228,7 @@ impl Layout {
                 traffic.samples += (served.area() * job.channels) as u64;
                 let columns = if job.combine.is_stacked() { Stack::LEAST_COLUMNS } else { COLUMNS };
                 marks += served.height() * tiles_across(&served, &step.rect, columns);
-                for source in std::iter::once(&input.image).chain(&input.weight_map) {
+                for source in input.sources() {
                     traffic.read_bytes += read_bytes(source, &window.rect, kept);
                 }
             }
@@ -526,11 +527,10 @@ fn least_window_bytes(job: &Job) -> u64 {
 /// All that is not leased from the ledger of a pass.
 fn fixed_terms(job: &Job, plan: &Plan, reserved: &Projection) -> Projection {
     let mut terms = reserved.clone();
-    let in_memory = |i: &&crate::job::Input| matches!(i.image.store, Store::Deferred(_));
-    let deferred = || job.inputs.iter().filter(in_memory).map(|i| i.image.bytes());
-    terms.add("decompressed inputs", deferred().fold(0, u64::saturating_add));
+    terms.add("decompressed inputs", job.deferred_bytes().fold(0, u64::saturating_add));
     // While one is decompressed its file, and copies in other byte orders, exist beside it.
-    terms.add("decompressing", deferred().max().unwrap_or(0).saturating_mul(DECOMPRESSING));
+    let largest = job.deferred_bytes().max().unwrap_or(0);
+    terms.add("decompressing", largest.saturating_mul(DECOMPRESSING));
     terms.add("coordinate grids", job.grid_bytes());
     let threads = plan.cpu_workers + SERVICE_THREADS;
     terms.add("thread stacks", threads * STACK_BYTES as u64);

@@ -28,6 +28,8 @@ pub mod resample;
 mod rows;
 pub mod sink;
 pub mod source;
+pub mod survey;
+pub mod weights;
 pub mod window;
 
 pub use error::{Error, Result};

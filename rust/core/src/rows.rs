@@ -41,7 +41,7 @@ pub struct Bench {
 
 enum Gathering {
     Running(Running, TileBuffers),
-    Stacked(Stacked, StackBuffers),
+    Stacked(Stacked, Box<StackBuffers>),
 }
 
 impl Bench {
@@ -51,7 +51,9 @@ impl Bench {
             Combine::Running(combine) => {
                 Gathering::Running(combine, TileBuffers::new(job.channels, ledger)?)
             }
-            Combine::Stacked(how) => Gathering::Stacked(how, StackBuffers::new(job, ledger)?),
+            Combine::Stacked(how) => {
+                Gathering::Stacked(how, Box::new(StackBuffers::new(job, ledger)?))
+            }
         };
         Ok(Self {
             gathering,

@@ -56,11 +56,16 @@ pub fn add_weights(values: &[f32], weights: &[f64], running: &mut [f64]) -> u32 
     valid
 }
 
-/// The finished values of a run: NaN where no weight has come together.
+/// The finished values of a run: NaN where no weight has come together. It is negative where all
+/// samples are saturated.
 #[inline(always)]
 pub fn finish(combine: Running, running: &[f64], weights: &[f64], out: &mut [f32]) {
     for ((target, &state), &weight) in out.iter_mut().zip(running).zip(weights) {
-        let value = if combine == Running::Mean { state / weight } else { state };
-        *target = if weight > 0.0 { value as f32 } else { f32::NAN };
+        let value = match combine {
+            Running::Mean => state / weight,
+            Running::Sum if weight < 0.0 => -state,
+            _ => state,
+        };
+        *target = if weight == 0.0 { f32::NAN } else { value as f32 };
     }
 }

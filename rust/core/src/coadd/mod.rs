@@ -106,6 +106,10 @@ pub trait Gather {
     /// The samples that follow are of this input.
     fn begin(&mut self, number: usize, input: &Input);
 
+    /// Let the samples of a run that begins at output pixel (x, y), and what is there already, give
+    /// way to each other. Samples of negative weight are saturated: they stand only where all do.
+    fn make_way(&mut self, at: (i64, i64), values: &mut [[f32; RUN]], weights: &[f64]);
+
     /// Bring in a run of samples of `input` that begins at output pixel (x, y): `values` per
     /// channel (NaN = invalid, in all channels alike) and their weights. Returns how many count.
     fn add(&mut self, input: &Input, at: (i64, i64), values: &[[f32; RUN]], weights: &[f64])

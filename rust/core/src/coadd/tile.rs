@@ -120,7 +120,7 @@ impl<'a> Tile<'a> {
                 accumulate::finish(self.combine, running, weights, &mut image[out.clone()]);
             }
             for (target, &weight) in coverage[out].iter_mut().zip(weights) {
-                *target = weight as f32;
+                *target = weight.abs() as f32;
             }
         }
     }
@@ -129,6 +129,30 @@ impl<'a> Tile<'a> {
 impl Gather for Tile<'_> {
     #[inline(always)]
     fn begin(&mut self, _number: usize, _input: &Input) {}
+
+    // The running weight is negative where all samples are saturated, so that whoever comes next
+    // knows.
+    #[inline(always)]
+    fn make_way(&mut self, (x, y): (i64, i64), values: &mut [[f32; RUN]], weights: &[f64]) {
+        let first = (y - self.rect.y0) as usize * self.rect.width() + (x - self.rect.x0) as usize;
+        let TileBuffers { running, weights: seen } = &mut *self.buffers;
+        for (k, &weight) in weights.iter().enumerate() {
+            if values[0][k].is_nan() {
+                continue;
+            }
+            let at = first + k;
+            if weight < 0.0 && seen[at] > 0.0 {
+                for samples in &mut *values {
+                    samples[k] = f32::NAN;
+                }
+            } else if weight > 0.0 && seen[at] < 0.0 {
+                for plane in &mut *running {
+                    plane[at] = 0.0;
+                }
+                seen[at] = 0.0;
+            }
+        }
+    }
 
     #[inline(always)]
     fn add(
