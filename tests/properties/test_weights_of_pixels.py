@@ -597,10 +597,7 @@ def test_exposures_weigh(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
     assert_equal(result, judged(tiles, weights=weights))
     assert [row.weight for row in result.inputs] == weights
     warnings = [r.message for r in caplog.records if "not known" in r.message]
-    assert (
-        warnings
-        == [f"{paths[2]}: the exposure time is not known; it weighs as the median input"] * 2
-    )  # once before the dead were found, once after
+    assert warnings == [f"{paths[2]}: the exposure time is not known; it weighs as the median"]
     both = made(paths, weight_by="exposure", weights=[1, 2, 1, 0.5])
     assert [row.weight for row in both.inputs] == [0.5, 2.0, 1.0, 1.0]
 
