@@ -1,7 +1,7 @@
 """A cheap look at the inputs before the passes: zeros for blank, dead frames, noise.
 
-At most 128 rows of an input are read (`zmrs-core`'s ``survey``); all of it only where those leave
-a doubt.  Nothing is read when nothing depends on it.
+A few rows of an input are read (32, for its noise 128); all of it only where those leave a doubt.
+Nothing is read when nothing depends on it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 //! A cheap look at the inputs before the passes: are there zeros where there should be pixels, is
 //! there anything but one value, how noisy is it?
 //!
-//! Of each input at most [`ROWS`] rows are read, evenly spread from top to bottom, by one worker; what
-//! a worker holds does not depend on the width of an input. Where these rows cannot tell, because
-//! all that they show is a single value or a share of zeros close to the limit, all rows are read.
+//! Of each input a few rows are read, evenly spread from top to bottom, by one worker; what a worker
+//! holds does not depend on the width of an input. Where these rows cannot tell, because all that
+//! they show is a single value or a share of zeros close to the limit, all rows are read.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,9 +16,11 @@ use crate::source::{FileCache, READ_CHUNK_BYTES, Source, Store, row_cost};
 use crate::weights::blank_zeros;
 use crate::{Result, parallel};
 
-/// Rows of an input that are looked at, if it has so many: noise to half a percent, shares of an
-/// image's height to a hundredth.
-const ROWS: usize = 128;
+/// Rows of an input that are looked at, if it has so many: shares of its height to a thirtieth.
+const ROWS: usize = 32;
+
+/// The same where the noise is asked for, which these tell to half a percent.
+const ROWS_FOR_NOISE: usize = 128;
 
 /// Pixels that are looked at together. Longer rows are cut.
 const SEGMENT: usize = 4096;
@@ -31,7 +33,7 @@ const LEAST_ZEROS: f64 = 0.05;
 const MOST_RUNS: f64 = 0.25;
 
 /// A share of zeros in these bounds, found in some rows, is found anew in all of them.
-const UNSURE: std::ops::Range<f64> = 0.03..0.08;
+const UNSURE: std::ops::Range<f64> = 0.02..0.1;
 
 /// A median absolute deviation of normally distributed values times this is their σ.
 const SIGMA_OF_MAD: f64 = 1.482_602_218_505_602;
@@ -68,6 +70,13 @@ pub struct Wanted {
     pub map: bool,
 }
 
+impl Wanted {
+    /// Rows of the image to look at.
+    fn rows(self) -> usize {
+        if self.noise { ROWS_FOR_NOISE } else { ROWS }
+    }
+}
+
 /// How far it has come, for whoever watches it from another thread.
 #[derive(Debug, Default)]
 pub struct Progress {
@@ -79,17 +88,17 @@ pub struct Progress {
 
 /// Bytes that looking reads from files, if a few rows tell everything.
 pub fn read_bytes(job: &Job, wanted: &[Wanted]) -> u64 {
-    let of = |source: &Source| match source.store {
+    let of = |source: &Source, rows: usize| match source.store {
         Store::File { .. } => {
             let row = Rect::new(0..source.width as i64, 0..1);
-            (source.channels * source.height.min(ROWS) * row_cost(source, &row)) as u64
+            (source.channels * source.height.min(rows) * row_cost(source, &row)) as u64
         }
         _ => 0,
     };
     let each = wanted.iter().map(|wanted| {
         let input = &job.inputs[wanted.input];
-        let map = input.weight_map.as_ref().filter(|_| wanted.map).map_or(0, |map| of(map));
-        map + if wanted.image { of(&input.image) } else { 0 }
+        let map = input.weight_map.as_ref().filter(|_| wanted.map).map_or(0, |map| of(map, ROWS));
+        map + if wanted.image { of(&input.image, wanted.rows()) } else { 0 }
     });
     each.sum()
 }
@@ -117,7 +126,7 @@ pub fn survey(
             read_bytes: &progress.read_bytes,
         };
         if wanted.image {
-            *findings = look.at_image(wanted.noise, eye)?;
+            *findings = look.at_image(*wanted, eye)?;
         }
         findings.map_greatest = if wanted.map { look.at_map(eye)? } else { f32::NAN };
         progress.inputs.fetch_add(1, Ordering::Relaxed);
@@ -208,14 +217,14 @@ struct Look<'a> {
 
 impl Look<'_> {
     /// Look at the pixels.
-    fn at_image(&self, wants_noise: bool, eye: &mut Eye) -> Result<Findings> {
+    fn at_image(&self, wanted: Wanted, eye: &mut Eye) -> Result<Findings> {
         let image = &*self.input.image;
         let mut noise = [vec![Vec::new(); image.channels], vec![Vec::new(); image.channels]];
         let mut gathered = Gathered::new(image.channels);
-        self.rows(image, chosen_rows(image.height), eye, |planes, in_zeros, space| {
+        self.rows(image, chosen_rows(image.height, wanted.rows()), eye, |planes, in_zeros, space| {
             let zeros = gathered.zeros;
             gathered.add(planes, in_zeros);
-            if wants_noise {
+            if wanted.noise {
                 measure_noise(planes, gathered.zeros > zeros, space, &mut noise);
             }
             true
@@ -254,7 +263,7 @@ impl Look<'_> {
     fn at_map(&self, eye: &mut Eye) -> Result<f32> {
         let mut greatest = f32::NAN;
         if let Some(map) = &self.input.weight_map {
-            self.rows(map, chosen_rows(map.height), eye, |planes, _, _| {
+            self.rows(map, chosen_rows(map.height, ROWS), eye, |planes, _, _| {
                 greatest = planes[0].iter().copied().fold(greatest, f32::max);
                 true
             })?;
@@ -300,9 +309,9 @@ impl Look<'_> {
     }
 }
 
-/// Rows to look at, evenly spread.
-fn chosen_rows(height: usize) -> impl Iterator<Item = usize> {
-    let count = height.min(ROWS);
+/// At most `most` rows to look at, evenly spread.
+fn chosen_rows(height: usize, most: usize) -> impl Iterator<Item = usize> {
+    let count = height.min(most);
     (0..count).map(move |k| (2 * k + 1) * height / (2 * count))
 }
 
@@ -433,9 +442,9 @@ mod tests {
 
     #[test]
     fn rows_are_spread_evenly() {
-        assert_eq!(chosen_rows(3).collect::<Vec<_>>(), [0, 1, 2]);
-        let rows: Vec<_> = chosen_rows(1000).collect();
-        assert_eq!((rows.len(), rows[0], rows[127]), (ROWS, 3, 996));
+        assert_eq!(chosen_rows(3, 128).collect::<Vec<_>>(), [0, 1, 2]);
+        let rows: Vec<_> = chosen_rows(1000, 128).collect();
+        assert_eq!((rows.len(), rows[0], rows[127]), (128, 3, 996));
         assert!(rows.windows(2).all(|two| (7..=8).contains(&(two[1] - two[0]))));
     }
 }
