@@ -177,6 +177,10 @@ class Job:
         """Whether the combine counts the samples that it rejects, in planes of the output."""
 
     @property
+    def sweeps(self) -> int:
+        """Sweeps over the inputs of one pass."""
+
+    @property
     def input_bytes(self) -> int: ...
 
 @final
@@ -195,6 +199,10 @@ class Layout:
     def write_bytes(self) -> int: ...
     @property
     def samples(self) -> int: ...
+    @property
+    def bounds_bytes(self) -> int:
+        """Bytes of the scratch file that a pass of two sweeps needs; 0 otherwise."""
+
     @property
     def two_pass_bytes(self) -> int: ...
     @property
@@ -242,11 +250,15 @@ def run_pass_into_files(
     *,
     write_back: bool = False,
     marks: Marks | None = None,
+    bounds: str | PathLike[str] | None = None,
     over: Planes | None = None,
     epsilon: float = 0.0,
     progress: Callable[[int, int], object] | None = None,
 ) -> PassStats:
-    """Run a pass and write its planes into files, each from a byte on."""
+    """Run a pass and write its planes into files, each from a byte on.
+
+    A pass of two sweeps makes a scratch file at `bounds`.
+    """
 
 def run_pass_into_arrays(
     job: Job,
@@ -255,7 +267,9 @@ def run_pass_into_arrays(
     coverage: NDArray[float32],
     *,
     counts: NDArray[int16] | None = None,
+    write_back: bool = False,
     marks: Marks | None = None,
+    bounds: str | PathLike[str] | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> PassStats:
     """Run a pass into arrays: the image (channels, height, width), the coverage, the counts.

@@ -212,10 +212,12 @@ def prepare(
             inputs.file_bytes(one.image) for one in placed if inputs.is_compressed(one.image)
         ),
         scratch_bytes=layout.two_pass_bytes
+        + layout.bounds_bytes
         + sum(one.geometry.grid.scratch_bytes for one in placed),
         seconds=seconds,
         forecast_s=sum(seconds.values())
         + forecast.seconds(
+            job,
             layout,
             options.kernel,
             options.combine,

@@ -125,11 +125,13 @@ def two_pass(
     targets: Targets,
     *,
     write_back: bool,
+    bounds: Path | None,
     progress: Callable[[int, int], None],
 ) -> TwoPass:
     """Even out the inputs by their coverage: gains, second pass, merge.
 
-    The merged image is written to `targets`, one a channel, which do not hold the first pass.
+    The merged image is written to `targets`, one a channel, which do not hold the first pass;
+    `bounds` is where a pass of two sweeps may leave what the first one has found.
     Whatever fails on the way, short of a full disk or a request to stop, leaves the first pass as
     it is, with one warning.
     """
@@ -140,7 +142,7 @@ def two_pass(
     log_gpu_refused(plan, is_asked=options.gpu == "on")
     outcome = TwoPass([1.0] * len(prepared.placed))
     try:
-        _renormalise(prepared, first, matching, targets, outcome, write_back, progress)
+        _renormalise(prepared, first, matching, targets, outcome, write_back, bounds, progress)
     except (Cancelled, DiskFullError):
         raise
     except (ZmrsError, OSError) as error:
@@ -163,6 +165,7 @@ def _renormalise(
     targets: Targets,
     outcome: TwoPass,
     write_back: bool,
+    bounds: Path | None,
     progress: Callable[[int, int], None],
 ) -> None:
     job, layout, channels = prepared.job, prepared.layout, prepared.channels
@@ -198,6 +201,7 @@ def _renormalise(
         layout,
         targets,
         write_back=write_back,
+        bounds=bounds,
         over=first.planes,
         epsilon=epsilon,
         progress=progress,
