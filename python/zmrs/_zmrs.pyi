@@ -190,6 +190,10 @@ class Job:
         """Bytes of a plane of the image."""
 
     @property
+    def sweeps(self) -> int:
+        """Sweeps over the inputs of one pass."""
+
+    @property
     def input_bytes(self) -> int: ...
 
 @final
@@ -208,6 +212,10 @@ class Layout:
     def write_bytes(self) -> int: ...
     @property
     def samples(self) -> int: ...
+    @property
+    def bounds_bytes(self) -> int:
+        """Bytes of the scratch file that a pass of two sweeps needs; 0 otherwise."""
+
     @property
     def two_pass_bytes(self) -> int: ...
     @property
@@ -255,11 +263,15 @@ def run_pass_into_files(
     *,
     write_back: bool = False,
     marks: Marks | None = None,
+    bounds: str | PathLike[str] | None = None,
     over: Planes | None = None,
     epsilon: float = 0.0,
     progress: Callable[[int, int], object] | None = None,
 ) -> PassStats:
-    """Run a pass and write its planes into files, each from a byte on."""
+    """Run a pass and write its planes into files, each from a byte on.
+
+    A pass of two sweeps makes a scratch file at `bounds`.
+    """
 
 def run_pass_into_arrays(
     job: Job,
@@ -268,7 +280,9 @@ def run_pass_into_arrays(
     coverage: NDArray[float32],
     *,
     counts: NDArray[int16] | None = None,
+    write_back: bool = False,
     marks: Marks | None = None,
+    bounds: str | PathLike[str] | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> PassStats:
     """Run a pass into arrays: the image (channels, height, width), the coverage, the counts.

@@ -44,6 +44,7 @@ COMBINES = (
     "first",
     "last",
     "kappa-sigma",
+    "kappa-sigma-stream",
     "winsorized",
     "winsorized-reference",
     "winsor-percentile",
@@ -107,7 +108,8 @@ class Options:
     )
     kappa: tuple[float, float] = _option(
         (3.0, 3.0),
-        "Standard deviations below and above the median beyond which samples are rejected",
+        "Standard deviations below and above the median (the mean, for kappa-sigma-stream) beyond"
+        " which samples are rejected",
         kind="span",
         metavar="LO[,HI]",
     )
@@ -232,6 +234,11 @@ class Options:
             weight_rule(self.weights, self.weight_type)
         if not 0 <= self.feather < math.inf:
             raise UsageError(f"--feather: {self.feather:g} px is no width; give 0 or more.")
+        if self.combine == "kappa-sigma-stream" and min(kappa) < 1:
+            raise UsageError(
+                f"--kappa: {as_text(kappa)} may leave no sample to kappa-sigma-stream; give "
+                "numbers from 1 up, or choose kappa-sigma."
+            )
         if len(winsor) != 2 or not all(0 <= part < 0.5 for part in winsor):
             raise UsageError(
                 f"--winsor: {as_text(self.winsor)} cannot work; give two numbers from 0 to below"

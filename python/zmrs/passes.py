@@ -1,7 +1,8 @@
 """The one or two passes of a job, into a file or into arrays.
 
 A second pass takes the place of the first image.  Until it has, the first one lies aside in a
-scratch file, or, when arrays are asked for, the second one does.
+scratch file, or, when arrays are asked for, the second one does.  Every pass may be two sweeps
+over the inputs, the engine knows which; they share a scratch file too.
 """
 
 from __future__ import annotations
@@ -93,7 +94,12 @@ class Passes:
         self._stage = Stage(listener, "mosaic", self._total, "bytes")
         self._marks = _zmrs.Marks(scratch()) if options.two_pass else None
         self._aside = post_stack.targets_in(scratch(), prepared) if options.two_pass else []
-        self._write_back = limits.near_system_limit(prepared.layout.write_bytes)
+        self._bounds = None
+        if prepared.layout.bounds_bytes:
+            self._bounds = scratch()
+            self._bounds.touch()
+        dirty_bytes = max(prepared.layout.write_bytes, prepared.layout.bounds_bytes)
+        self._write_back = limits.near_system_limit(dirty_bytes)
 
     def into_arrays(self) -> tuple[_zmrs.PassStats, Arrays]:
         """Make the mosaic in memory."""
@@ -106,7 +112,9 @@ class Passes:
             arrays.image,
             arrays.coverage,
             counts=None if arrays.counts is None else arrays.counts.reshape(-1, *shape),
+            write_back=self._write_back,
             marks=self._marks,
+            bounds=self._bounds,
             progress=self._progress,
         )
         if self._marks is not None:
@@ -128,6 +136,7 @@ class Passes:
             progress=self._progress,
             write_back=self._write_back,
             marks=self._marks,
+            bounds=self._bounds,
         )
         if self._marks is not None:
             planes = _zmrs.Planes.in_files(prepared.grid.width, first[: channels + 1])
@@ -148,12 +157,14 @@ class Passes:
             self._options,
             targets,
             write_back=self._write_back,
+            bounds=self._bounds,
             progress=self._progress,
         )
         return self.second.is_applied
 
     def _progress(self, read_bytes: int, rows_written: int) -> None:
-        row_bytes = self._prepared.layout.write_bytes // self._prepared.grid.height
+        prepared = self._prepared
+        row_bytes = prepared.layout.write_bytes // (prepared.grid.height * prepared.job.sweeps)
         self._stage.advance(min(read_bytes + rows_written * row_bytes, self._total))
 
     def _end(self) -> None:

@@ -232,11 +232,13 @@ def prepare(
         survey_bytes=survey_bytes,
         inverse_variance=None,
         scratch_bytes=layout.two_pass_bytes
+        + layout.bounds_bytes
         + sum(one.geometry.grid.scratch_bytes for one in placed)
         + (job.plane_bytes if _needs_depth(placed, options) else 0),
         seconds=seconds,
         forecast_s=sum(seconds.values())
         + forecast.seconds(
+            job,
             layout,
             options.kernel,
             options.combine,

@@ -130,11 +130,13 @@ def two_pass(
     targets: Targets,
     *,
     write_back: bool,
+    bounds: Path | None,
     progress: Callable[[int, int], None],
 ) -> TwoPass:
     """Even out the inputs by their coverage: gains, second pass, merge.
 
-    The merged image is written to `targets`, one a channel, which do not hold the first pass.
+    The merged image is written to `targets`, one a channel, which do not hold the first pass;
+    `bounds` is where a pass of two sweeps may leave what the first one has found.
     Whatever fails on the way, short of a full disk or a request to stop, leaves the first pass as
     it is, with one warning. What `progress` raises is such a request.
     """
@@ -154,7 +156,7 @@ def two_pass(
             raise
 
     try:
-        _renormalise(prepared, first, matching, targets, outcome, write_back, tell)
+        _renormalise(prepared, first, matching, targets, outcome, write_back, bounds, tell)
     except _FAILURES as error:
         if stops or isinstance(error, Cancelled | DiskFullError):
             raise
@@ -177,6 +179,7 @@ def _renormalise(
     targets: Targets,
     outcome: TwoPass,
     write_back: bool,
+    bounds: Path | None,
     progress: Callable[[int, int], None],
 ) -> None:
     job, layout, channels = prepared.job, prepared.layout, prepared.channels
@@ -216,6 +219,7 @@ def _renormalise(
         layout,
         targets,
         write_back=write_back,
+        bounds=bounds,
         over=first.planes,
         epsilon=merge_epsilon(percentile),
         progress=progress,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::coadd::Combine;
+use crate::coadd::{Combine, Streamed, Sweep};
 use crate::coverage::gains::Rules;
 use crate::geom::CoordGrid;
 use crate::plan::MAX_BYTES;
@@ -128,6 +128,13 @@ impl Job {
                 "an output of {width} x {height} pixels is beyond any disk; choose a coarser grid"
             )));
         }
+        if let Combine::Streamed(Streamed { kappa: (low, high), .. }) = self.combine
+            && !(low >= 1.0 && high >= 1.0)
+        {
+            return Err(Error::Argument(format!(
+                "kappas of {low} and {high} may reject every sample; at least 1 is needed"
+            )));
+        }
         self.inputs.iter().try_for_each(|input| self.check(input))
     }
 
@@ -153,16 +160,30 @@ impl Job {
         self.inputs.iter().any(|input| input.weighting.saturation.is_some())
     }
 
-    /// Planes that come together while inputs come one after the other: the channels, and the
-    /// weights.
+    /// The most planes that come together while inputs come one after the other.
     pub fn running_planes(&self) -> usize {
+        self.most(Sweep::running_planes)
+    }
+
+    /// The most planes of bounds that a sweep looks at.
+    pub fn bounds_planes(&self) -> usize {
+        self.most(Sweep::bounds_planes)
+    }
+
+    fn most(&self, planes: impl Fn(Sweep, usize) -> usize) -> usize {
+        let sweeps = self.combine.sweeps().into_iter();
+        sweeps.map(|sweep| planes(sweep, self.channels)).max().unwrap_or(0)
+    }
+
+    /// Planes of the image: the channels, and the coverage.
+    pub fn image_planes(&self) -> usize {
         self.channels + 1
     }
 
-    /// Planes of the output: the channels, the coverage, and, by channel, how many samples were
-    /// rejected below and above, if the method counts them.
+    /// Planes of the output: those of the image and, by channel, how many samples were rejected
+    /// below and above, if the method counts them.
     pub fn planes(&self) -> usize {
-        self.channels + 1 + self.counted_planes()
+        self.image_planes() + self.counted_planes()
     }
 
     fn counted_planes(&self) -> usize {
@@ -172,7 +193,7 @@ impl Job {
     /// Bytes of the output's planes.
     pub fn output_bytes(&self) -> u64 {
         let each =
-            (self.channels + 1) * size_of::<f32>() + self.counted_planes() * size_of::<i16>();
+            self.image_planes() * size_of::<f32>() + self.counted_planes() * size_of::<i16>();
         [each, self.height, self.width]
             .iter()
             .fold(1, |product: u64, &n| product.saturating_mul(n as u64))

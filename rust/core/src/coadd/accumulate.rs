@@ -9,6 +9,14 @@ pub struct Affine {
     pub offset: f64,
 }
 
+impl Affine {
+    /// The value that counts.
+    #[inline(always)]
+    pub fn of(self, value: f32) -> f64 {
+        self.gain * f64::from(value) + self.offset
+    }
+}
+
 /// Bring `values` (NaN = invalid) into the running values. `seen` are the running weights from
 /// before this input, `weights` those of its samples, all of the same length.
 #[inline(always)]
@@ -25,8 +33,7 @@ pub fn add(
             let rule = $rule;
             let samples = values.iter().zip(weights).zip(seen);
             for (state, ((&value, &weight), &seen)) in running.iter_mut().zip(samples) {
-                let scaled = affine.gain * f64::from(value) + affine.offset;
-                let next = rule(*state, scaled, weight, seen);
+                let next = rule(*state, affine.of(value), weight, seen);
                 *state = if value.is_nan() { *state } else { next };
             }
         }};
