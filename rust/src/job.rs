@@ -183,12 +183,6 @@ impl Job {
         self.0.combine.rejects()
     }
 
-    /// Sweeps over the inputs of one pass.
-    #[getter]
-    fn sweeps(&self) -> usize {
-        self.0.combine.sweeps().len()
-    }
-
     #[getter]
     fn input_bytes(&self) -> u64 {
         self.0.input_bytes()
