@@ -161,8 +161,8 @@ class Job:
         combine: str,
         inputs: Sequence[Input],
         *,
-        kappa: tuple[float, float] = (3.0, 3.0),
-        winsor: tuple[float, float] = (0.05, 0.05),
+        kappa: tuple[float, float] = ...,
+        winsor: tuple[float, float] = ...,
         together: bool = False,
         match_offsets: bool = False,
         two_pass: tuple[float, float, float, float] | None = None,
@@ -175,10 +175,6 @@ class Job:
     @property
     def counts_rejected(self) -> bool:
         """Whether the combine counts the samples that it rejects, in planes of the output."""
-
-    @property
-    def sweeps(self) -> int:
-        """Sweeps over the inputs of one pass."""
 
     @property
     def input_bytes(self) -> int: ...
@@ -199,6 +195,10 @@ class Layout:
     def write_bytes(self) -> int: ...
     @property
     def samples(self) -> int: ...
+    @property
+    def sweeps(self) -> int:
+        """Sweeps over the inputs in one pass."""
+
     @property
     def bounds_bytes(self) -> int:
         """Bytes of the scratch file that a pass of two sweeps needs; 0 otherwise."""

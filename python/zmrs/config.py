@@ -179,11 +179,6 @@ class Options:
         kappa, winsor = tuple(self.kappa), tuple(self.winsor)
         if len(kappa) != 2 or not all(0 < bound < math.inf for bound in kappa):
             raise UsageError(f"--kappa: {as_text(kappa)} rejects nonsense; give numbers above 0.")
-        if self.combine == "kappa-sigma-stream" and min(kappa) < 1:
-            raise UsageError(
-                f"--kappa: {as_text(kappa)} may leave no sample to kappa-sigma-stream; give numbers "
-                "from 1 up, or choose kappa-sigma."
-            )
         if len(winsor) != 2 or not all(0 <= part < 0.5 for part in winsor):
             raise UsageError(
                 f"--winsor: {as_text(winsor)} leaves nothing; give two numbers from 0 to below 0.5."
@@ -196,6 +191,11 @@ class Options:
         if len(clip) != 2 or not all(0 < bound < math.inf for bound in clip):
             raise UsageError(
                 f"--two-pass-gain-clip: {as_text(clip)} are no gains; give two numbers above 0."
+            )
+        if self.combine == "kappa-sigma-stream" and min(kappa) < 1:
+            raise UsageError(
+                f"--kappa: {as_text(kappa)} may leave no sample to kappa-sigma-stream; give "
+                "numbers from 1 up, or choose kappa-sigma."
             )
 
 
