@@ -190,10 +190,6 @@ class Job:
         """Bytes of a plane of the image."""
 
     @property
-    def sweeps(self) -> int:
-        """Sweeps over the inputs of one pass."""
-
-    @property
     def input_bytes(self) -> int: ...
 
 @final
@@ -212,6 +208,10 @@ class Layout:
     def write_bytes(self) -> int: ...
     @property
     def samples(self) -> int: ...
+    @property
+    def sweeps(self) -> int:
+        """Sweeps over the inputs in one pass."""
+
     @property
     def bounds_bytes(self) -> int:
         """Bytes of the scratch file that a pass of two sweeps needs; 0 otherwise."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from zmrs._zmrs import Job, Layout
+    from zmrs._zmrs import Layout
 
 __all__ = ["seconds"]
 
@@ -38,7 +38,6 @@ _S_PER_SURVEYED_BYTE = 1e-9
 
 
 def seconds(
-    job: Job,
     layout: Layout,
     kernel: str,
     combine: str,
@@ -56,13 +55,14 @@ def seconds(
     """
     workers = layout.plan.cpu_workers
     per_sample = _S_PER_SAMPLE[kernel] + _S_PER_COMBINED_SAMPLE.get(combine, 0.0)
+    # Bounds that one sweep leaves for the next one are written and read back.
     read_bytes = layout.read_bytes + layout.bounds_bytes
     shared = layout.samples * per_sample + read_bytes * _S_PER_READ_BYTE
     writing = (layout.write_bytes + layout.bounds_bytes) * _S_PER_WRITTEN_BYTE
     decompressing = layout.terms["decompressed inputs"] * _S_PER_DECOMPRESSED_BYTE
     together = (shared + writing) / max(workers, 2)
     one_pass = max(shared / workers, writing, together)
-    one_sweep = layout.read_bytes / job.sweeps
+    one_sweep = layout.read_bytes / layout.sweeps
     matching = one_sweep * _S_PER_MATCHED_BYTE / workers if matches else 0.0
     looking = survey_bytes * _S_PER_SURVEYED_BYTE / workers
     again = one_pass + pixels * _S_PER_BLURRED_PIXEL / workers if pixels else 0.0

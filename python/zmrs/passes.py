@@ -163,8 +163,8 @@ class Passes:
         return self.second.is_applied
 
     def _progress(self, read_bytes: int, rows_written: int) -> None:
-        prepared = self._prepared
-        row_bytes = prepared.layout.write_bytes // (prepared.grid.height * prepared.job.sweeps)
+        layout = self._prepared.layout
+        row_bytes = layout.write_bytes // (self._prepared.grid.height * layout.sweeps)
         self._stage.advance(min(read_bytes + rows_written * row_bytes, self._total))
 
     def _end(self) -> None:

@@ -238,7 +238,6 @@ def prepare(
         seconds=seconds,
         forecast_s=sum(seconds.values())
         + forecast.seconds(
-            job,
             layout,
             options.kernel,
             options.combine,

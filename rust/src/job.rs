@@ -204,12 +204,6 @@ impl Job {
         self.0.height * self.0.width * size_of::<f32>()
     }
 
-    /// Sweeps over the inputs of one pass.
-    #[getter]
-    fn sweeps(&self) -> usize {
-        self.0.combine.sweeps().len()
-    }
-
     #[getter]
     fn input_bytes(&self) -> u64 {
         self.0.input_bytes()

@@ -67,6 +67,11 @@ impl Layout {
     }
 
     #[getter]
+    fn sweeps(&self) -> u64 {
+        self.traffic.sweeps
+    }
+
+    #[getter]
     fn bounds_bytes(&self) -> u64 {
         self.traffic.bounds_bytes
     }

@@ -398,6 +398,7 @@ def test_an_output_that_is_an_input(how: str, extra: tuple[str, ...], tmp_path: 
         (["--unheard-of"], 2, "--unheard-of"),
         (["--kernel", "cubist"], 2, "bilinear"),
         (["--combine", "average"], 2, "mean"),
+        (["--combine", "kappa-sigma-stream", "--kappa", "0.5"], 2, "may leave no sample"),
         (["--size", "100"], 2, "--size"),
         (["--size", "0x10"], 2, "--size"),
         (["--size", "-1x10"], 2, "--size"),

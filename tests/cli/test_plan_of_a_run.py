@@ -14,7 +14,7 @@ import pytest
 from astropy.io import fits
 
 import zmrs
-from child import MIB, run, run_code, run_witnessed
+from child import MIB, run, run_code, run_witnessed, tree
 from sky import alive, constant_frames, write_image
 from zmrs.cli.doctor import as_dict, as_text, examine
 from zmrs.config import Options
@@ -33,6 +33,7 @@ def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
 CASES: list[tuple[str, ...]] = [
     ("--memory", "300MiB", "--threads", "2"),
     ("--memory", "300MiB", "--threads", "1", "--kernel", "lanczos3"),
+    ("--memory", "300MiB", "--threads", "2", "--combine", "kappa-sigma-stream"),
     (),
 ]
 
@@ -63,6 +64,25 @@ def test_one_plan(words: tuple[str, ...], frames: Path, tmp_path: Path) -> None:
     assert done.stats["leased_peak_bytes"] <= done.stats["allowed_bytes"]
     for figure in ("read_bytes", "write_bytes", "scratch_bytes"):
         assert done.stats[figure] == told[figure], figure
+
+
+def test_two_sweeps_are_foretold(frames: Path, tmp_path: Path) -> None:
+    """Twice the bytes are read, and two planes a channel lie in scratch; in each of two passes."""
+    words = ["--combine", "kappa-sigma-stream", "--memory", "300MiB", "--threads", "2"]
+    plain = json.loads(run("plan", frames, "--json").out)
+    canvas = 4 * plain["grid"]["width"] * plain["grid"]["height"]
+    for more, passes in ([], 1), (["--two-pass"], 2):
+        told = json.loads(run("plan", frames, "--json", *words, *more).out)
+        assert told["read_bytes"] == 2 * passes * plain["read_bytes"]
+        assert told["write_bytes"] == 3 * canvas
+        mean = json.loads(run("plan", frames, "--json", *more).out)
+        assert told["scratch_bytes"] == mean["scratch_bytes"] + 2 * canvas
+        assert told["memory"]["terms"]["bounds"] > 0
+        out = ["-o", tmp_path / "out.fits", "--overwrite"]
+        done = run_witnessed(tmp_path / "stats", "mosaic", frames, *out, *words, *more)
+        assert done.status == 0, done.err
+        assert done.stats["read_bytes"] == told["read_bytes"]
+    assert tree(tmp_path) == {"out.fits", "stats"}
 
 
 def test_bytes_of_compressed_inputs_are_read_too(frames: Path, tmp_path: Path) -> None:

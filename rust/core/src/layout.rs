@@ -107,6 +107,8 @@ pub struct Traffic {
     /// Samples of one pass at most, in all its sweeps: output pixels in the inputs' boxes, each
     /// channel by itself.
     pub samples: u64,
+    /// Sweeps over the inputs in one pass.
+    pub sweeps: u64,
     /// Bytes of the scratch file of bounds that a pass of several sweeps needs.
     pub bounds_bytes: u64,
     /// Bytes of scratch files that a second pass needs: one image, and the marks of the inputs (as
@@ -249,9 +251,9 @@ impl Layout {
             }
             before = Some(step);
         }
-        let sweeps = job.combine.sweeps().len() as u64;
-        traffic.read_bytes *= sweeps;
-        traffic.samples *= sweeps;
+        traffic.sweeps = job.combine.sweeps().len() as u64;
+        traffic.read_bytes *= traffic.sweeps;
+        traffic.samples *= traffic.sweeps;
         let plane = (job.height * job.width * size_of::<f32>()) as u64;
         traffic.bounds_bytes = job.bounds_planes() as u64 * plane;
         if job.two_pass.is_some() {

@@ -4,9 +4,9 @@
 //! (Welford 1962, Technometrics 4, 419), which loses no digits however far the samples lie from
 //! zero; then the bounds. Second sweep: the weighted mean of the samples within them.
 //!
-//! Samples are compared in single precision, and bounds are rounded outward to it. The mean squared
-//! deviation is that of one sample at least, so with kappas of 1 and more some sample is always
-//! kept, also when all lie on the bounds: rounding errors are far below the last digit of the
+//! Samples are compared in single precision, and bounds are rounded outward to it. Some sample lies
+//! no further from the mean than the standard deviation, so with kappas of 1 and more some sample is
+//! always kept, also when all lie on the bounds: rounding errors are far below the last digit of the
 //! greatest.
 
 use super::Streamed;
@@ -24,6 +24,12 @@ pub const WITHIN: usize = 3;
 /// bound adds 1. A double holds both numbers exactly for up to 2^26 inputs.
 const ABOVE: f64 = (1_u32 << 26) as f64;
 
+/// A sample as it counts. What no float can hold is as far out as one can be; NaN stays.
+#[inline(always)]
+fn sample_of(affine: Affine, value: f32) -> f64 {
+    affine.of(value).clamp(f64::from(f32::MIN), f64::from(f32::MAX))
+}
+
 /// Bring a run of one channel into its moments, given the number of samples before it.
 #[inline(always)]
 pub fn add_moments(
@@ -35,7 +41,7 @@ pub fn add_moments(
     let [means, squares] = moments.map(|plane| &mut plane[..values.len()]);
     let numbers = &numbers[..values.len()];
     for (i, &value) in values.iter().enumerate() {
-        let sample = f64::from(affine.of(value) as f32);
+        let sample = f64::from(sample_of(affine, value) as f32);
         let off = sample - means[i];
         let mean = means[i] + off / (numbers[i].abs() + 1.0);
         let square = squares[i] + off * (sample - mean);
@@ -44,7 +50,8 @@ pub fn add_moments(
     }
 }
 
-/// Lower and upper bounds of some pixels of one channel; NaN where there are no samples.
+/// Lower and upper bounds of some pixels of one channel; NaN where there are no samples. Where all
+/// are saturated, which a negative number says, nothing is to be rejected, and bounds are infinite.
 #[inline(always)]
 pub fn finish_moments(
     how: &Streamed,
@@ -54,9 +61,18 @@ pub fn finish_moments(
 ) {
     for i in 0..low.len() {
         let sigma = (squares[i] / numbers[i].abs()).sqrt();
-        low[i] = at_most(means[i] - how.kappa.0 * sigma);
-        high[i] = -at_most(-(means[i] + how.kappa.1 * sigma));
+        let finite = [
+            at_most(means[i] - how.kappa.0 * sigma).max(f32::MIN),
+            (-at_most(-(means[i] + how.kappa.1 * sigma))).min(f32::MAX),
+        ];
+        let without = if numbers[i] < 0.0 { f32::INFINITY } else { f32::NAN };
+        [low[i], high[i]] = if numbers[i] > 0.0 { finite } else { [-without, without] };
     }
+}
+
+/// Whether all samples of the pixel with this lower bound are saturated.
+pub fn has_no_bounds(low: f32) -> bool {
+    low == f32::NEG_INFINITY
 }
 
 /// The greatest single-precision number that is not above a double.
@@ -74,7 +90,7 @@ pub fn count_outside(affine: Affine, values: &[f32], bounds: [&[f32]; 2], outsid
     let bounds = bounds.map(|plane| &plane[..values.len()]);
     let outside = &mut outside[..values.len()];
     for (i, &value) in values.iter().enumerate() {
-        let (below, above) = compare(affine.of(value), bounds, i);
+        let (below, above) = compare(sample_of(affine, value), bounds, i);
         outside[i] += if below | above { 1.0 } else { 0.0 };
     }
 }
@@ -104,7 +120,7 @@ pub fn add_within<const TOGETHER: bool>(
     let bounds = bounds.map(|plane| &plane[..values.len()]);
     let (outside, weights) = (&outside[..values.len()], &weights[..values.len()]);
     for (i, &value) in values.iter().enumerate() {
-        let sample = affine.of(value);
+        let sample = sample_of(affine, value);
         let (below, above) = compare(sample, bounds, i);
         let is_valid = !value.is_nan();
         let is_kept = is_valid & !below & !above & (!TOGETHER | (outside[i] == 0.0));
@@ -130,7 +146,8 @@ pub fn finish_within(
     [below, above]: [&mut [f32]; 2],
 ) {
     for i in 0..image.len() {
-        image[i] = (sums[i] / totals[i].abs()) as f32;
+        let mean = (sums[i] / totals[i].abs()) as f32;
+        image[i] = if totals[i] == 0.0 { f32::NAN } else { mean };
         let counts = if totals[i] < 0.0 { 0.0 } else { rejected[i] };
         let greater = (counts / ABOVE).floor();
         above[i] = greater as f32;
@@ -180,6 +197,12 @@ mod tests {
         );
         assert_eq!(bounds_of(&[0.1; 1000], (3.0, 3.0)), [0.1, 0.1]);
         assert!(bounds_of(&[f32::NAN], (3.0, 3.0)).iter().all(|bound| bound.is_nan()));
+        let (mut low, mut high) = ([0.0], [0.0]);
+        let how = Streamed { kappa: (3.0, 3.0), together: false };
+        finish_moments(&how, [&[5.0], &[1.0]], &[-2.0], [&mut low, &mut high]);
+        assert!(has_no_bounds(low[0]) && high[0] == f32::INFINITY);
+        finish_moments(&how, [&[f64::from(f32::MIN)], &[1e30]], &[2.0], [&mut low, &mut high]);
+        assert!(!has_no_bounds(low[0]));
     }
 
     #[test]
@@ -202,7 +225,8 @@ mod tests {
         let samples = [1.0, 2.0, -9.0, 8.0, 3.0, 9.0, f32::NAN].map(|value| (value, 0.0));
         assert_eq!(within::<false>(&samples, [0.0, 5.0]), [2.0, 6.0, 1.0, 2.0]);
         assert_eq!(within::<true>(&samples, [0.0, 5.0]), [2.0, 6.0, 1.0, 2.0]);
-        assert!(within::<false>(&[(f32::NAN, 0.0)], [f32::NAN; 2])[0].is_nan());
+        let nothing = within::<false>(&[(f32::NAN, 0.0)], [f32::NAN; 2])[0];
+        assert_eq!(nothing.to_bits(), f32::NAN.to_bits());
     }
 
     #[test]

@@ -288,13 +288,22 @@ impl Gather for Tile<'_> {
     }
 
     // The running weight, or number, is negative where all samples are saturated, so that whoever
-    // comes next knows. Bounds say themselves which of the saturated samples count.
+    // comes next knows. A second sweep is told by the bounds.
     #[inline(always)]
     fn make_way(&mut self, (x, y): (i64, i64), values: &mut [[f32; RUN]], weights: &[f64]) {
+        let (row, column) = ((y - self.rect.y0) as usize, (x - self.rect.x0) as usize);
         if let Rule::Within(_) = self.rule {
+            let [low, _] = self.bounds.at(0, row, column);
+            for (k, &weight) in weights.iter().enumerate() {
+                if weight < 0.0 && !stream::has_no_bounds(low[k]) {
+                    for samples in &mut *values {
+                        samples[k] = f32::NAN;
+                    }
+                }
+            }
             return;
         }
-        let first = (y - self.rect.y0) as usize * self.rect.width() + (x - self.rect.x0) as usize;
+        let first = row * self.rect.width() + column;
         let (seen, running) = self.buffers.planes.split_last_mut().expect("there are weights");
         for (k, &weight) in weights.iter().enumerate() {
             if values[0][k].is_nan() {
