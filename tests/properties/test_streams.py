@@ -76,6 +76,36 @@ def test_coverage_of_all_depths(channels: int, together: bool) -> None:
     assert {0, 1, 2, 3, 12} <= set(depth.ravel())
 
 
+@pytest.mark.parametrize("together", [False, True])
+def test_saturated_samples_give_way_in_both_sweeps(together: bool, tmp_path: Path) -> None:
+    """They lie well within the bounds; where all are saturated all are kept."""
+    rng = np.random.default_rng(3)
+    level, shape = 1012.0, (30, 50)
+    values = rng.normal(1000.0, 10.0, (16, 3, *shape)).astype(np.float32)
+    values[3, :, :20], values[:, :, 25:] = 900.0, 1015.0
+    values[4, :, 27:, 30:] = np.float32(1500.0)
+    paths, samples = [], values.astype(float)
+    for k, image in enumerate(values):
+        name = tmp_path / f"{k}.fits"
+        paths.append(sky.write_image(name, image, sky.frame_wcs(shape), SATURATE=level))
+    over = (values >= level).any(axis=1)
+    give_way = over & ~over.all(axis=0)
+    samples[np.broadcast_to(give_way[:, np.newaxis], samples.shape)] = np.nan
+    given = {"kappa": (1.5, 1.5), "together": together}
+    image, coverage, low, high = stack_oracle.combine(samples, np.ones((16, *shape)), HOW, **given)
+    everywhere = over.all(axis=0)
+    image[:, everywhere] = values.astype(float).mean(axis=0)[:, everywhere]
+    coverage[everywhere], low[:, everywhere], high[:, everywhere] = 16.0, 0, 0
+    wcs = sky.frame_wcs(shape)
+    result = made(paths, wcs=wcs, shape=shape, kappa=1.5, reject_together=together)
+    np.testing.assert_allclose(result.data, image, rtol=2e-7)
+    np.testing.assert_allclose(result.coverage, coverage, rtol=1e-6)
+    np.testing.assert_array_equal(result.rejected_low, low)
+    np.testing.assert_array_equal(result.rejected_high, high)
+    assert everywhere.any()
+    assert give_way.mean() > 0.02
+
+
 def test_what_is_rejected_of_each_input() -> None:
     tiles, samples = strewn(25)
     kappa = (1.7, 2.5)
