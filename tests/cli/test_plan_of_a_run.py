@@ -68,14 +68,15 @@ def test_one_plan(words: tuple[str, ...], frames: Path, tmp_path: Path) -> None:
 
 def test_two_sweeps_are_foretold(frames: Path, tmp_path: Path) -> None:
     """Twice the bytes are read, and two planes a channel lie in scratch; in each of two passes."""
-    words = ["--combine", "kappa-sigma-stream", "--memory", "300MiB", "--threads", "2"]
-    plain = json.loads(run("plan", frames, "--json").out)
+    as_is = ["--zero-is-blank", "off"]
+    words = ["--combine", "kappa-sigma-stream", "--memory", "300MiB", "--threads", "2", *as_is]
+    plain = json.loads(run("plan", frames, "--json", *as_is).out)
     canvas = 4 * plain["grid"]["width"] * plain["grid"]["height"]
     for more, passes in ([], 1), (["--two-pass"], 2):
         told = json.loads(run("plan", frames, "--json", *words, *more).out)
         assert told["read_bytes"] == 2 * passes * plain["read_bytes"]
         assert told["write_bytes"] == 3 * canvas
-        mean = json.loads(run("plan", frames, "--json", *more).out)
+        mean = json.loads(run("plan", frames, "--json", *as_is, *more).out)
         assert told["scratch_bytes"] == mean["scratch_bytes"] + 2 * canvas
         assert told["memory"]["terms"]["bounds"] > 0
         out = ["-o", tmp_path / "out.fits", "--overwrite"]
@@ -89,7 +90,7 @@ def test_bytes_of_compressed_inputs_are_read_too(frames: Path, tmp_path: Path) -
     packed = tmp_path / "packed.fits.gz"
     packed.write_bytes(gzip.compress((frames / "0.fits").read_bytes()))
     told = json.loads(run("plan", packed, frames / "1.fits", "--json").out)
-    plain, looked_at = 4 * 300 * 200, 4 * 128 * 200
+    plain, looked_at = 4 * 300 * 200, 4 * 32 * 200
     assert told["read_bytes"] == packed.stat().st_size + plain + looked_at
 
 

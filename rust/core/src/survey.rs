@@ -221,7 +221,8 @@ impl Look<'_> {
         let image = &*self.input.image;
         let mut noise = [vec![Vec::new(); image.channels], vec![Vec::new(); image.channels]];
         let mut gathered = Gathered::new(image.channels);
-        self.rows(image, chosen_rows(image.height, wanted.rows()), eye, |planes, in_zeros, space| {
+        let rows = chosen_rows(image.height, wanted.rows());
+        self.rows(image, rows, eye, |planes, in_zeros, space| {
             let zeros = gathered.zeros;
             gathered.add(planes, in_zeros);
             if wanted.noise {
