@@ -162,6 +162,7 @@ def prepare(
     # A GPU is not asked for: that costs seconds and memory, and no backend could use it yet.
     caps = detect_capabilities(gpu=False)
     allowed = allowance(options.memory, caps.limits, held_bytes)
+    allowed.check_libraries(limits.resident_bytes())
     _warn_of_scarcity(allowed, caps)
 
     if options.scratch is not None and not Path(options.scratch).is_dir():

@@ -140,7 +140,7 @@ def _dead(
             constant[number] = f"{name}: all its pixels have one value, a dead frame's; {_REMEDY}"
     if len(constant) + len(dead) == n_files and constant:
         log.warning(
-            "%s: all pixels of each have one value; are they dead?",
+            "%s: all pixels have one value; is this a dead frame?",
             and_others([placed[number].image.name for number in constant]),
         )
         return dead

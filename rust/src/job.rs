@@ -106,8 +106,8 @@ pub struct Input(job::Input);
 impl Input {
     #[new]
     #[pyo3(signature = (name, image, grid, *, weight=1.0, gain=None, offset=None, weight_map=None,
-                        map_kind="weight", alpha_full=1.0, feather_px=0.0, zero_is_blank=false,
-                        saturation=None))]
+                        map_kind="weight", alpha_full=1.0, border_px=[0, 0], feather_px=0.0,
+                        zero_is_blank=false, saturation=None))]
     fn new(
         name: String,
         image: &Source,
@@ -118,6 +118,7 @@ impl Input {
         weight_map: Option<&Source>,
         map_kind: &str,
         alpha_full: f32,
+        border_px: [usize; 2],
         feather_px: f64,
         zero_is_blank: bool,
         saturation: Option<f32>,
@@ -130,6 +131,7 @@ impl Input {
             weight_map: weight_map.map(|map| Arc::clone(&map.0)),
             weighting: Weighting {
                 map: MapKind::from_name(map_kind, alpha_full).ok_or_else(unknown)?,
+                border_px,
                 feather_px,
                 zero_is_blank,
                 saturation: saturation.and_then(Saturation::new),

@@ -221,9 +221,8 @@ def test_a_duplicate_is_used_once(good: list[Path], place: Path, tmp_path: Path)
 def test_headers_in_other_alphabets(tmp_path: Path, place: Path) -> None:
     """Bytes beyond ASCII and control characters are met in headers, but FITS forbids them."""
     path = tmp_path / "Nébuleuse.fits"
-    write(
-        path, np.ones(SHAPE, np.float32), OBJECT="Crab", FILTER="Ha", **{"DATE-OBS": "2020-01-01"}
-    )
+    cards = {"OBJECT": "Crab", "FILTER": "Ha", "DATE-OBS": "2020-01-01"}
+    write(path, np.arange(SHAPE[0] * SHAPE[1], dtype=np.float32).reshape(SHAPE), **cards)
     raw = path.read_bytes().replace(b"'Crab    '", b"'Cr\xe2be\x07  '").replace(b"'Ha ", b"'H\xe1 ")
     path.write_bytes(raw)
     outcome = run("mosaic", path, "-o", place / "out.fits", "--log-file", tmp_path / "log")
@@ -236,7 +235,7 @@ def test_headers_in_other_alphabets(tmp_path: Path, place: Path) -> None:
 
 def test_a_name_that_is_no_text(tmp_path: Path, place: Path) -> None:
     name = os.fsdecode(b"\xff\xfe.fits")
-    write(tmp_path / name, np.ones(SHAPE, np.float32))
+    write(tmp_path / name, np.arange(SHAPE[0] * SHAPE[1], dtype=np.float32).reshape(SHAPE))
     (tmp_path / os.fsdecode(b"\xfd.fits")).write_text("no")
     outcome = run("mosaic", tmp_path, "-o", place / "out.fits", "--log-file", tmp_path / "log")
     assert outcome.status == 0, outcome.err

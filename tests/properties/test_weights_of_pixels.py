@@ -579,7 +579,7 @@ def test_where_all_are_constant_they_are_meant_to_be(
     paths = [write(tmp_path / f"{k}.fits", tile) for k, tile in enumerate(tiles)]
     assert_equal(made(paths), judged(tiles))
     (warning,) = [line for line in caplog.messages if "one value" in line]
-    assert warning == f"{paths[0]}, {paths[1]}: all pixels of each have one value; are they dead?"
+    assert warning == f"{paths[0]}, {paths[1]}: all pixels have one value; is this a dead frame?"
 
 
 # -------------------------------------------------------------------------------- weights of inputs

@@ -11,7 +11,7 @@ use crate::job::{Input, Job};
 use crate::layout::Step;
 use crate::reproject::Loaded;
 use crate::source::{FileCache, read_exact_at};
-use crate::weights::{Weighting, blank_zeros};
+use crate::weights::{Weighting, blank_outside, blank_zeros};
 use crate::window::Window;
 use crate::{Error, Result};
 
@@ -166,6 +166,8 @@ impl Loader<'_> {
             let read = source.read(key, self.files, channel, &inside, out, width, chunk)?;
             self.read_bytes.fetch_add(read, Ordering::Relaxed);
         }
+        let kept = input.weighting.within_border([frame_width, frame_height]);
+        blank_outside(&kept, &wanted, &mut planes);
         weigh(input, &mut planes);
         Ok(())
     }

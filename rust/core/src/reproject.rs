@@ -143,8 +143,8 @@ fn add_run(
     }
     let weighting = &input.weighting;
     if weighting.feather_px > 0.0 {
-        let frame = input.grid.frame();
-        feather(weighting.feather_px, frame, &loaded.window.rect, run, &mut weights);
+        let frame = weighting.within_border(input.grid.frame());
+        feather(weighting.feather_px, &frame, &loaded.window.rect, run, &mut weights);
     }
     if let Some(saturation) = weighting.saturation {
         let planes = (0..job.channels).map(|channel| loaded.plane(channel));

@@ -5,16 +5,17 @@ use crate::resample::{RUN, Run};
 
 /// Multiply the weights of a run by its ramp.
 ///
-/// With d the distance in pixels to the nearest edge of the frame (whose outermost pixel centres
-/// are half a pixel inside) and u = min(d / `px`, 1) the factor is u² (3 − 2u). In the outer half
-/// pixel d stays at one half, as positions there are those of the outermost centres: a sample that
-/// is valid has a weight.
+/// With d the distance in pixels to the nearest edge of `frame` (whose outermost pixel centres are
+/// half a pixel inside) and u = min(d / `px`, 1) the factor is u² (3 − 2u). In the outer half pixel
+/// d stays at one half, as positions there are those of the outermost centres: a sample that is
+/// valid has a weight.
 #[inline(always)]
-pub fn feather(px: f64, frame: [usize; 2], window: &Rect, run: &Run, weights: &mut [f64; RUN]) {
+pub fn feather(px: f64, frame: &Rect, window: &Rect, run: &Run, weights: &mut [f64; RUN]) {
     let stride = window.width() as f64;
     let (per_stride, per_px) = (1.0 / stride, 1.0 / px);
-    let [width, height] = frame.map(|n| n as f64);
-    let (left, top) = (window.x0 as f64 + 0.5, window.y0 as f64 + 0.5);
+    let (width, height) = (frame.width() as f64, frame.height() as f64);
+    let left = (window.x0 - frame.x0) as f64 + 0.5;
+    let top = (window.y0 - frame.y0) as f64 + 0.5;
     for k in 0..RUN {
         // Exact: the half keeps the quotient away from whole numbers, by more than it is wrong.
         let index = f64::from(run.index[k]);
@@ -46,13 +47,17 @@ mod tests {
             (run.fx[k], run.fy[k]) = (fx, fy);
         }
         let mut weights = [2.0; RUN];
-        feather(4.0, [20, 11], &window, &run, &mut weights);
+        feather(4.0, &Rect::frame(20, 11), &window, &run, &mut weights);
         // Nearest edges: left 0.5, bottom 11 − 8 = 3, right 0.5, bottom 11 − 10.25 = 0.75.
         let ramp = |d: f64| {
             let u = d / 4.0;
             2.0 * u * u * (3.0 - 2.0 * u)
         };
         assert_eq!(weights[..4], [0.5, 3.0, 0.5, 0.75].map(ramp));
+        // Of a frame without its outermost pixels the second is 2 from the bottom.
+        weights = [2.0; RUN];
+        feather(4.0, &Rect::new(1..19, 1..10), &window, &run, &mut weights);
+        assert_eq!(weights[1], ramp(2.0));
     }
 
     #[test]
@@ -63,7 +68,7 @@ mod tests {
             run.index[k] = (400_400 + 999 * k) as u32;
         }
         let mut weights = [1.5; RUN];
-        feather(100.0, [1000, 1000], &window, &run, &mut weights);
+        feather(100.0, &Rect::frame(1000, 1000), &window, &run, &mut weights);
         assert_eq!(weights, [1.5; RUN]);
     }
 
