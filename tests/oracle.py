@@ -107,7 +107,17 @@ def _snap(v: Array) -> Array:
     return np.where(np.abs(v - np.rint(v)) < SNAP_PX, np.rint(v), v)
 
 
-def samples(image: Array, points: Points, kernel: str, weight: Any = None) -> tuple[Array, Array]:
+def ramp(shape: tuple[int, ...], points: Points, width_px: float) -> Array:
+    """How the weight of samples rises from the edges of an image of a shape inwards."""
+    x, y = (np.clip(v, 0, length - 1) for v, length in zip(points, shape[:-3:-1], strict=True))
+    distance = np.min([x + 0.5, shape[-1] - 0.5 - x, y + 0.5, shape[-2] - 0.5 - y], axis=0)
+    u = np.minimum(distance / width_px, 1.0)
+    return u**2 * (3 - 2 * u)
+
+
+def samples(
+    image: Array, points: Points, kernel: str, weight: Any = None, feather_px: float = 0.0
+) -> tuple[Array, Array]:
     """Samples (C, H, W) of an image and their weights (H, W); NaN and 0 where invalid."""
     planes = np.atleast_3d(image.T).T.astype(np.float64)
     with np.errstate(over="ignore"):
@@ -125,6 +135,8 @@ def samples(image: Array, points: Points, kernel: str, weight: Any = None) -> tu
         weights = sample(weight_map, *points, across)
     else:
         weights = np.full(values.shape[1:], 1.0 if weight is None else float(weight))
+    if feather_px:
+        weights = weights * ramp(image.shape, points, feather_px)
     bad = np.isnan(values).any(axis=0) | np.isnan(weights)
     values[:, bad], weights[bad] = np.nan, 0.0
     return values, weights
@@ -167,20 +179,35 @@ def mosaic(
     weights: Sequence[Any] | None = None,
     gains: Sequence[tuple[float, float]] | None = None,
     points: Sequence[Points] | None = None,
+    feather_px: float = 0.0,
+    saturate: Sequence[float] | None = None,
 ) -> Points:
     """The mosaic (H, W) or (C, H, W) and its coverage.
 
-    ``weights`` and ``gains`` (gain, offset: v -> gain * v + offset) are one per input; ``points``
-    are what `locate` gives for each, when it was asked before.
+    ``weights`` and ``gains`` (gain, offset: v -> gain * v + offset) are one per input, as are
+    levels from which on pixels count only where no others do; ``points`` are what `locate` gives
+    for each, when it was asked before.
     """
     if points is None:
         points = [locate(wcs, shape, image_wcs) for _, image_wcs in inputs]
-    taken = [
-        samples(image, places, kernel, weights[n] if weights else None)
-        for n, ((image, _), places) in enumerate(zip(inputs, points, strict=True))
-    ]
-    values = [v for v, _ in taken]
-    if gains:
-        values = [g * v + o for v, (g, o) in zip(values, gains, strict=True)]
-    image, coverage = combine(values, [w for _, w in taken], how)
+
+    def take(images: Sequence[Array]) -> tuple[list[Array], list[Array]]:
+        taken = [
+            samples(image, places, kernel, weights[n] if weights else None, feather_px)
+            for n, (image, places) in enumerate(zip(images, points, strict=True))
+        ]
+        values = [v for v, _ in taken]
+        if gains:
+            values = [g * v + o for v, (g, o) in zip(values, gains, strict=True)]
+        return values, [w for _, w in taken]
+
+    images = [image for image, _ in inputs]
+    image, coverage = combine(*take(images), how)
+    if saturate:
+        sound = [
+            np.where(image >= level, np.nan, image)
+            for image, level in zip(images, saturate, strict=True)
+        ]
+        better, there = combine(*take(sound), how)
+        image, coverage = np.where(there > 0, better, image), np.where(there > 0, there, coverage)
     return (image[0] if len(image) == 1 else image), coverage

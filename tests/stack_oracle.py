@@ -1,4 +1,4 @@
-"""The slow plain judge of combines that look at all samples: float64, one pixel at a time.
+"""The slow plain judge of combines that reject samples: float64, one pixel at a time.
 
 Written from the definitions in docs/combines.md, in the plainest form, without sorting tricks.
 Every function takes the valid values of a pixel and their weights, and returns the values as they
@@ -39,6 +39,19 @@ def _rounds(
 
 def kappa_sigma(values: Array, _: Array, kappa: tuple[float, float], __: Any) -> Verdict:
     return _rounds(values, kappa, lambda kept, _middle: float(kept.std()))
+
+
+def kappa_sigma_stream(values: Array, _: Array, kappa: tuple[float, float], __: Any) -> Verdict:
+    low, high = values.mean() - kappa[0] * values.std(), values.mean() + kappa[1] * values.std()
+    # Bounds are kept in single precision, rounded outward.
+    with np.errstate(over="ignore"):
+        bounds = np.array([low, high]).astype(np.float32)
+    if bounds[0] > low:
+        bounds[0] = np.nextafter(bounds[0], np.float32(-np.inf))
+    if bounds[1] < high:
+        bounds[1] = np.nextafter(bounds[1], np.float32(np.inf))
+    below, above = values < bounds[0], values > bounds[1]
+    return values, ~below & ~above, below, above
 
 
 def winsorized(values: Array, _: Array, kappa: tuple[float, float], __: Any) -> Verdict:
@@ -105,6 +118,7 @@ def weighted_median(values: Array, weights: Array) -> float:
 
 JUDGES = {
     "kappa-sigma": kappa_sigma,
+    "kappa-sigma-stream": kappa_sigma_stream,
     "winsorized": winsorized,
     "winsorized-reference": winsorized_reference,
     "winsor-percentile": winsor_percentile,

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "CoordGrid",
+    "Findings",
     "Input",
     "InputGains",
     "Job",
@@ -30,6 +31,9 @@ __all__ = [
     "run_pass_into_arrays",
     "run_pass_into_files",
     "sample_lattice",
+    "survey_bytes",
+    "survey_inputs",
+    "write_depth",
 ]
 
 def build_info() -> dict[str, str]:
@@ -148,6 +152,12 @@ class Input:
         gain: Sequence[float] | None = None,
         offset: Sequence[float] | None = None,
         weight_map: Source | None = None,
+        map_kind: str = "weight",
+        alpha_full: float = 1.0,
+        border_px: tuple[int, int] = (0, 0),
+        feather_px: float = 0.0,
+        zero_is_blank: bool = False,
+        saturation: float | None = None,
     ) -> Self: ...
 
 @final
@@ -200,6 +210,14 @@ class Layout:
     @property
     def samples(self) -> int: ...
     @property
+    def sweeps(self) -> int:
+        """Sweeps over the inputs in one pass."""
+
+    @property
+    def bounds_bytes(self) -> int:
+        """Bytes of the scratch file that a pass of two sweeps needs; 0 otherwise."""
+
+    @property
     def two_pass_bytes(self) -> int: ...
     @property
     def terms(self) -> dict[str, int]: ...
@@ -246,11 +264,15 @@ def run_pass_into_files(
     *,
     write_back: bool = False,
     marks: Marks | None = None,
+    bounds: str | PathLike[str] | None = None,
     over: Planes | None = None,
     epsilon: float = 0.0,
     progress: Callable[[int, int], object] | None = None,
 ) -> PassStats:
-    """Run a pass and write its planes into files, each from a byte on."""
+    """Run a pass and write its planes into files, each from a byte on.
+
+    A pass of two sweeps makes a scratch file at `bounds`.
+    """
 
 def run_pass_into_arrays(
     job: Job,
@@ -259,7 +281,9 @@ def run_pass_into_arrays(
     coverage: NDArray[float32],
     *,
     counts: NDArray[int16] | None = None,
+    write_back: bool = False,
     marks: Marks | None = None,
+    bounds: str | PathLike[str] | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> PassStats:
     """Run a pass into arrays: the image (channels, height, width), the coverage, the counts.
@@ -301,6 +325,18 @@ def measure_gains(
     """The gains that the coverage of pass one leads to.
 
     A plane of the canvas lies meanwhile at `place`, an existing file and a byte of it.
+    """
+
+def write_depth(
+    job: Job,
+    layout: Layout,
+    planes: Planes,
+    marks: Marks,
+    place: tuple[str | PathLike[str], int],
+) -> None:
+    """Write how many inputs cover each pixel of finished planes, as their marks say.
+
+    A plane as in a FITS file, at `place`: an existing file and a byte of it.
     """
 
 def luminance_percentile(job: Job, layout: Layout, planes: Planes, percent: float) -> float | None:
@@ -355,4 +391,42 @@ def sample_lattice(
     """Sample every input at the lattice on which inputs are compared.
 
     Progress is told as the bytes that were read and the inputs that are done.
+    """
+
+@final
+class Findings:
+    """What a look at an input has found."""
+
+    @property
+    def valid_share(self) -> float: ...
+    @property
+    def zero_share(self) -> float: ...
+    @property
+    def has_blank_zeros(self) -> bool: ...
+    @property
+    def is_constant(self) -> bool: ...
+    @property
+    def noise(self) -> list[float]: ...
+    @property
+    def noise_without_zeros(self) -> list[float]: ...
+    @property
+    def map_greatest(self) -> float: ...
+
+def survey_bytes(job: Job, asked: Sequence[tuple[int, bool, bool, bool]]) -> int:
+    """Bytes of files that a look at some inputs reads, if nothing in them needs a second one.
+
+    `asked` are inputs by number, and whether their pixels, their noise, and the greatest value of
+    their weights matter.
+    """
+
+def survey_inputs(
+    job: Job,
+    plan: Plan,
+    asked: Sequence[tuple[int, bool, bool, bool]],
+    *,
+    progress: Callable[[int], object] | None = None,
+) -> tuple[list[Findings], int]:
+    """Look at some inputs; what was found, in the order asked, and the bytes read.
+
+    Progress is told as the inputs that are done.
     """

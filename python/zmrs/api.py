@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zmrs import limits
-from zmrs.config import COMBINES, GPUS, KERNELS, MATCHES, Options, parse
+from zmrs.config import COMBINES, GPUS, KERNELS, MATCHES, Options, parse, with_preset
 from zmrs.errors import UsageError
 from zmrs.memory import parse_memory
 from zmrs.pipeline import Result, make_mosaic
@@ -35,8 +35,8 @@ def mosaic(
     kernel: str = "bilinear",
     combine: str = "mean",
     match: str = "offset",
-    two_pass: bool = False,
-    weights: Iterable[Any] | None = None,
+    two_pass: bool | None = None,
+    weights: Iterable[Any] | str | None = None,
     wcs: Any = None,
     shape: tuple[int, int] | None = None,
     plan: Any = None,
@@ -71,10 +71,13 @@ def mosaic(
         ``none`` takes them as they are.
     two_pass
         Even out the brightness of the inputs by their coverage, in a second pass;
-        ``two_pass_sigma`` and ``two_pass_gain_clip`` among the `options` say how.
+        ``two_pass_sigma`` and ``two_pass_gain_clip`` among the `options` say how.  None is as the
+        ``preset`` among them says: no.
     weights
-        One per entry of `inputs`: None, a number above 0, or an array (H, W) of its shape in which
-        values not above 0, and NaN, mark invalid pixels.
+        One per entry of `inputs`: None, a number above 0, or an array (H, W) of its shape, whose
+        values are what the option ``weight_type`` says; values that make no weight above 0, and
+        NaN, mark invalid pixels.  Numbers multiply what ``weight_by`` gives.  As text, where files
+        have their weights: an extension or ``s/OLD/NEW/``.
     wcs, shape
         Output grid: an `astropy.wcs.WCS` or a header with its (H, W), or the path of a template;
         None is the optimal grid of the inputs.
@@ -92,7 +95,8 @@ def mosaic(
         The other fields of `zmrs.config.Options`: ``hdu``, ``recursive``, ``scale``, ``center``,
         ``size``, ``projection``, ``frame``, ``rotate``, ``max_output_pixels``, ``strict``,
         ``scratch``, ``kappa``, ``winsor``, ``reject_together``, ``two_pass_sigma``,
-        ``two_pass_gain_clip``.
+        ``two_pass_gain_clip``, ``preset``, ``weight_type``, ``weight_by``, ``feather``,
+        ``zero_is_blank``.
 
     Returns
     -------
@@ -119,19 +123,23 @@ def mosaic(
     plan = _plan(plan)
     if shape is not None and isinstance(wcs, str | Path):
         raise UsageError("shape: the template says it already; drop one of the two.")
-    options |= {"two_pass": two_pass, "overwrite": overwrite}
+    options |= {"overwrite": overwrite}
+    if two_pass is not None:
+        options["two_pass"] = two_pass
     _check_options(options, wcs)
     template = str(wcs) if isinstance(wcs, str | Path) else None
-    chosen = Options(
-        memory=parse_memory(memory),
-        threads=threads,
-        kernel=kernel,
-        combine=combine,
-        match=match,
-        gpu=gpu,
-        wcs=template,
-        **options,
-    )
+    if isinstance(weights, str):
+        options["weights"], weights = weights, None
+    given = {
+        "memory": parse_memory(memory),
+        "threads": threads,
+        "kernel": kernel,
+        "combine": combine,
+        "match": match,
+        "gpu": gpu,
+        "wcs": template,
+    }
+    chosen = with_preset(given | options)
     return make_mosaic(
         inputs,
         None if output is None else Path(output),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from zmrs.errors import UsageError
 from zmrs.memory import parse_size
+from zmrs.weight_rule import KINDS, weight_rule
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,11 +25,13 @@ __all__ = [
     "KERNELS",
     "MATCHES",
     "MOST_SIGMA_PX",
+    "PRESETS",
     "PROGRESS",
     "Options",
     "are_gains",
     "dump_toml",
     "resolve",
+    "with_preset",
 ]
 
 KERNELS = ("nearest", "bilinear", "bicubic", "lanczos2", "lanczos3")
@@ -41,6 +44,7 @@ COMBINES = (
     "first",
     "last",
     "kappa-sigma",
+    "kappa-sigma-stream",
     "winsorized",
     "winsorized-reference",
     "winsor-percentile",
@@ -49,6 +53,13 @@ MATCHES = ("none", "offset")
 GPUS = ("auto", "on", "off")
 PROGRESS = ("auto", "bar", "json", "none")
 FRAMES = ("icrs", "galactic")
+WEIGHERS = ("none", "n_frames", "exposure", "ivar")
+ZEROS = ("auto", "on", "off")
+PRESETS: dict[str, dict[str, Any]] = {
+    "science": {},
+    "zemosaic": {"two_pass": True, "weight_by": "n_frames"},
+}
+"""Named sets of defaults; `science` is those of the table."""
 MOST_SIGMA_PX = 16384
 """The widest blur that the engine can make."""
 
@@ -97,7 +108,8 @@ class Options:
     )
     kappa: tuple[float, float] = _option(
         (3.0, 3.0),
-        "Standard deviations below and above the median beyond which samples are rejected",
+        "Standard deviations below and above the median (the mean, for kappa-sigma-stream) beyond"
+        " which samples are rejected",
         kind="span",
         metavar="LO[,HI]",
     )
@@ -124,6 +136,43 @@ class Options:
     )
     two_pass_gain_clip: tuple[float, float] = _option(
         (0.85, 1.18), "Least and greatest gain of the second pass", kind="pair", metavar="LO,HI"
+    )
+    preset: str = _option(
+        "science",
+        "Other defaults: zemosaic is --two-pass --weight-by n_frames",
+        kind="choice",
+        choices=tuple(PRESETS),
+    )
+    weights: str | None = _option(
+        None,
+        "Weight of every pixel: an extension, by name or number, or a file whose name follows from"
+        " the input's; none is no weights [default: the extension ALPHA where there is one]",
+        metavar="EXT|s/OLD/NEW/",
+    )
+    weight_type: str = _option(
+        "weight",
+        "What the values of --weights mean; in a mask non-zero is bad",
+        kind="choice",
+        choices=KINDS,
+    )
+    weight_by: str = _option(
+        "none",
+        "What weighs whole inputs: stacked frames, exposure time, or inverse variance as measured",
+        kind="choice",
+        choices=WEIGHERS,
+    )
+    feather: float = _option(
+        0.0,
+        "Let weights rise from 0 at the edges of an input to 1 so many of its pixels inside",
+        kind="number",
+        metavar="PX",
+    )
+    zero_is_blank: str = _option(
+        "auto",
+        "Whether pixels of exactly 0 are invalid; auto: in files where they are a twentieth or more"
+        " and lie together",
+        kind="choice",
+        choices=ZEROS,
     )
     wcs: str | None = _option(
         None, "Output grid from a FITS file or a text header", kind="path", metavar="FILE"
@@ -180,6 +229,15 @@ class Options:
         if len(kappa) != 2 or not all(0 < bound < math.inf for bound in kappa):
             raise UsageError(
                 f"--kappa: {as_text(self.kappa)} cannot work; give one or two numbers above 0."
+            )
+        if self.weights is not None:
+            weight_rule(self.weights, self.weight_type)
+        if not 0 <= self.feather < math.inf:
+            raise UsageError(f"--feather: {self.feather:g} px is no width; give 0 or more.")
+        if self.combine == "kappa-sigma-stream" and min(kappa) < 1:
+            raise UsageError(
+                f"--kappa: {as_text(kappa)} may leave no sample to kappa-sigma-stream; give "
+                "numbers from 1 up, or choose kappa-sigma."
             )
         if len(winsor) != 2 or not all(0 <= part < 0.5 for part in winsor):
             raise UsageError(
@@ -349,7 +407,15 @@ def resolve(
             values[name] = parse(option, text, variable)
         if flags.get(name) is not None:
             values[name] = flags[name]
-    return Options(**values)
+    return with_preset(values)
+
+
+def with_preset(values: Mapping[str, Any]) -> Options:
+    """Options from those that were given; what was not is as the preset among them says."""
+    preset = values.get("preset", "science")
+    if preset not in PRESETS:
+        raise UsageError(f"preset: '{preset}' is not one of {', '.join(PRESETS)}.")
+    return Options(**PRESETS[preset] | dict(values))
 
 
 def _load(path: Path | None) -> dict[str, Any]:

@@ -21,9 +21,10 @@ _S_PER_SAMPLE = {
     "lanczos2": 14e-9,
     "lanczos3": 18e-9,
 }
-_S_PER_STACKED_SAMPLE = {
+_S_PER_COMBINED_SAMPLE = {
     "median": 6e-9,
     "kappa-sigma": 8e-9,
+    "kappa-sigma-stream": 1.5e-9,
     "winsorized": 12e-9,
     "winsorized-reference": 300e-9,
     "winsor-percentile": 7e-9,
@@ -33,22 +34,36 @@ _S_PER_WRITTEN_BYTE = 1.5e-9
 _S_PER_DECOMPRESSED_BYTE = 8e-9
 _S_PER_MATCHED_BYTE = 0.3e-9
 _S_PER_BLURRED_PIXEL = 12e-9
+_S_PER_SURVEYED_BYTE = 1e-9
 
 
-def seconds(layout: Layout, kernel: str, combine: str, *, matches: bool, pixels: int) -> float:
+def seconds(
+    layout: Layout,
+    kernel: str,
+    combine: str,
+    *,
+    matches: bool,
+    pixels: int,
+    survey_bytes: int = 0,
+) -> float:
     """Seconds from the first pixel to the finished file.
 
-    Workers share reading and sampling; a thread of its own writes, and competes with them.
-    `matches` is whether inputs are matched, `pixels` those of the output that a second pass blurs,
-    0 without one.
+    Workers share reading and sampling; a thread of its own writes, and competes with them.  What
+    one sweep leaves for the next is written and read back.  `matches` is whether inputs are
+    matched, `pixels` those of the output that a second pass blurs, 0 without one, `survey_bytes`
+    what is read before the passes to know the inputs.
     """
     workers = layout.plan.cpu_workers
-    per_sample = _S_PER_SAMPLE[kernel] + _S_PER_STACKED_SAMPLE.get(combine, 0.0)
-    shared = layout.samples * per_sample + layout.read_bytes * _S_PER_READ_BYTE
-    writing = layout.write_bytes * _S_PER_WRITTEN_BYTE
+    per_sample = _S_PER_SAMPLE[kernel] + _S_PER_COMBINED_SAMPLE.get(combine, 0.0)
+    # Bounds that one sweep leaves for the next one are written and read back.
+    read_bytes = layout.read_bytes + layout.bounds_bytes
+    shared = layout.samples * per_sample + read_bytes * _S_PER_READ_BYTE
+    writing = (layout.write_bytes + layout.bounds_bytes) * _S_PER_WRITTEN_BYTE
     decompressing = layout.terms["decompressed inputs"] * _S_PER_DECOMPRESSED_BYTE
     together = (shared + writing) / max(workers, 2)
     one_pass = max(shared / workers, writing, together)
-    matching = layout.read_bytes * _S_PER_MATCHED_BYTE / workers if matches else 0.0
+    one_sweep = layout.read_bytes / layout.sweeps
+    matching = one_sweep * _S_PER_MATCHED_BYTE / workers if matches else 0.0
+    looking = survey_bytes * _S_PER_SURVEYED_BYTE / workers
     again = one_pass + pixels * _S_PER_BLURRED_PIXEL / workers if pixels else 0.0
-    return decompressing + matching + one_pass + again
+    return decompressing + looking + matching + one_pass + again

@@ -17,9 +17,11 @@ import numpy as np
 from zmrs import _zmrs
 from zmrs.errors import InputError, UsageError
 from zmrs.io.headers import Cards, UnusableError
+from zmrs.io.storage import Storage
 from zmrs.io.wcs import header_wcs
 from zmrs.scan import InputImage, LeftOut, Meta, Scan, meta_of, scan_inputs
 from zmrs.sky import is_known_sky
+from zmrs.weight_rule import WeightRule
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,12 +31,12 @@ if TYPE_CHECKING:
 __all__ = [
     "ArrayImage",
     "Image",
+    "Weights",
     "decompress",
     "file_bytes",
     "gather",
-    "is_compressed",
     "source_of",
-    "weight_of",
+    "weights_of",
 ]
 
 _LEAST_WEIGHT = 1e-30
@@ -118,11 +120,13 @@ def gather(
     *,
     hdu: str | int | None,
     recursive: bool,
+    rule: WeightRule,
     weights: Sequence[Any] | None = None,
 ) -> Gathered:
     """Images from paths, HDUs, ``(array, wcs)`` pairs and ``NDData``, in the order given.
 
-    `weights` belong to the inputs as given; all images of a folder or glob share one.
+    `rule` says where files have their weights.  `weights` belong to the inputs as given; all images
+    of a folder or glob share one.
     """
     number = int(str(hdu)) if re.fullmatch("[0-9]+", str(hdu)) else hdu
     if weights is not None and len(weights) != len(given):
@@ -135,16 +139,19 @@ def gather(
         weight = None if weights is None else weights[position]
         is_path = isinstance(item, str | Path)
         if paths and not (is_path and weight is shared):
-            found.take(scan_inputs(paths, number, recursive), shared)
+            found.take(scan_inputs(paths, number, recursive, rule), shared)
             paths = []
         if is_path:
             paths.append(str(item))
             shared = weight
         else:
-            found.images.append(_from_object(item, f"input {position + 1}"))
+            name = f"input {position + 1}"
+            if weight is None and not rule.is_optional:
+                raise UsageError(f"weights: {name} is no file, so it has none; give it an array.")
+            found.images.append(_from_object(item, name))
             found.weights.append(weight)
     if paths:
-        found.take(scan_inputs(paths, number, recursive), shared)
+        found.take(scan_inputs(paths, number, recursive, rule), shared)
     return found
 
 
@@ -205,7 +212,10 @@ def source_of(image: Image) -> _zmrs.Source:
     """The engine's view of an image; that of a compressed one gets its pixels later."""
     if isinstance(image, ArrayImage):
         return _memory_source(image.pixels)
-    store = image.storage
+    return _stored_source(image.storage)
+
+
+def _stored_source(store: Storage) -> _zmrs.Source:
     shape, scale = (store.channels, *store.shape), (store.bscale, store.bzero)
     if store.compressed:
         return _zmrs.Source.deferred(store.bitpix, shape, scale, store.blank)
@@ -213,19 +223,51 @@ def source_of(image: Image) -> _zmrs.Source:
     return _zmrs.Source.file(path, store.offset, store.bitpix, shape, scale, store.blank)
 
 
-def weight_of(weight: Any, image: Image) -> tuple[float, _zmrs.Source | None]:
-    """Scalar weight and weight map from what a caller gave for one image."""
-    if weight is None:
-        return 1.0, None
-    if np.ndim(weight) == 0:
-        scalar = float(weight) if isinstance(weight, SupportsFloat) else math.nan
-        if not _LEAST_WEIGHT <= scalar <= 1 / _LEAST_WEIGHT:
-            raise InputError(
-                f"{image.name}: its weight is {weight}; give one above 0 that single precision "
-                "can hold."
-            )
-        return scalar, None
-    weights = np.asarray(weight)
+@dataclass(frozen=True)
+class Weights:
+    """What weighs one image.
+
+    Attributes
+    ----------
+    scalar
+        Weight of the whole.
+    source
+        Of each pixel, if they differ.
+    kind
+        What the values of `source` mean, as `zmrs.weight_rule.WeightRule.kind`.
+    storage
+        Where they stand, if in a file.
+    """
+
+    scalar: float = 1.0
+    source: _zmrs.Source | None = None
+    kind: str = "weight"
+    storage: Storage | None = None
+
+
+def weights_of(given: Any, image: Image, kind: str) -> Weights:
+    """What weighs an image.
+
+    Parameters
+    ----------
+    given
+        By a caller: None, a number, or an array, whose values are of `kind` and take the place of
+        weights that the file has.
+    image
+        The image, perhaps with weights in a file.
+
+    Raises
+    ------
+    InputError
+        A weight that is none, or of another shape than the image.
+    """
+    if np.ndim(given) == 0:
+        scalar = 1.0 if given is None else _scalar_weight(given, image)
+        if isinstance(image, InputImage) and image.weights is not None:
+            stored = image.weights.storage
+            return Weights(scalar, _stored_source(stored), image.weights.kind, stored)
+        return Weights(scalar)
+    weights = np.asarray(given)
     if weights.dtype.kind not in "biuf":
         raise InputError(f"{image.name}: its weights are {weights.dtype}; give real numbers.")
     if weights.shape != shape_of(image):
@@ -233,7 +275,16 @@ def weight_of(weight: Any, image: Image) -> tuple[float, _zmrs.Source | None]:
             f"{image.name}: its weights have the shape {weights.shape}, its pixels "
             f"{shape_of(image)}; give them the same."
         )
-    return 1.0, _memory_source(weights[np.newaxis])
+    return Weights(1.0, _memory_source(weights[np.newaxis]), kind)
+
+
+def _scalar_weight(given: Any, image: Image) -> float:
+    scalar = float(given) if isinstance(given, SupportsFloat) else math.nan
+    if not _LEAST_WEIGHT <= scalar <= 1 / _LEAST_WEIGHT:
+        raise InputError(
+            f"{image.name}: its weight is {given}; give one above 0 that single precision can hold."
+        )
+    return scalar
 
 
 def _memory_source(pixels: NDArray[Any]) -> _zmrs.Source:
@@ -252,26 +303,18 @@ def _as_bytes(pixels: NDArray[Any]) -> NDArray[np.uint8]:
     return pixels.reshape(-1).view(np.uint8)
 
 
-def is_compressed(image: Image) -> bool:
-    """Whether the engine cannot read the image in place."""
-    return isinstance(image, InputImage) and image.storage.compressed
-
-
-def file_bytes(image: Image) -> int:
+def file_bytes(store: Storage) -> int:
     """Size of the file of a compressed image, which is read whole; 0 once it has gone."""
-    assert isinstance(image, InputImage)
     try:
-        return Path(image.storage.path).stat().st_size
+        return Path(store.path).stat().st_size
     except OSError:
         return 0
 
 
-def decompress(image: Image) -> NDArray[np.uint8]:
+def decompress(store: Storage) -> NDArray[np.uint8]:
     """The stored samples of a compressed image, in this machine's byte order, as bytes."""
     from astropy.io import fits  # noqa: PLC0415  (late: 0.3 s)
 
-    assert isinstance(image, InputImage)
-    store = image.storage
     code = next(code for code, bitpix in _DTYPES.items() if bitpix == store.bitpix)
     try:
         with fits.open(

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from zmrs.errors import UsageError
+from zmrs.errors import BudgetError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,6 +18,9 @@ __all__ = ["AUTO_FRACTION", "Allowance", "allowance", "parse_memory", "parse_siz
 
 AUTO_FRACTION = 0.6
 """Share of the least limit that a job takes when it is not told how much."""
+
+_LIBRARIES_BYTES = 80 << 20
+"""Address space that NumPy's linear algebra and the like take when they are used first."""
 
 _UNITS = {"b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 _UNITS |= {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
@@ -105,6 +108,22 @@ class Allowance:
             wall = self.reason.partition("cut to ")[2]
             return refusal.replace("--memory ", f"one of {wall} that leaves ")
         return refusal
+
+    def check_libraries(self, resident_bytes: int) -> None:
+        """Refuse an address-space limit that libraries would run into before any plan is made.
+
+        Raises
+        ------
+        BudgetError
+            Less is left than they take; they would end the process without a word.
+        """
+        left = self.bytes - resident_bytes
+        wall = self.reason.partition("cut to the ")[2]
+        if wall.startswith("address-space") and left < _LIBRARIES_BYTES:
+            raise BudgetError(
+                f"the {wall} leaves {max(left, 0) >> 20} MiB, and libraries alone take "
+                f"{_LIBRARIES_BYTES >> 20}; raise it."
+            )
 
     def within(self, limits: Sequence[MemoryLimit]) -> Allowance:
         """The same, cut to what the system still grants."""

@@ -1,7 +1,8 @@
 """The one or two passes of a job, into a file or into arrays.
 
 A second pass takes the place of the first image.  Until it has, the first one lies aside in a
-scratch file, or, when arrays are asked for, the second one does.
+scratch file, or, when arrays are asked for, the second one does.  Every pass may be two sweeps
+over the inputs, the engine knows which; they share a scratch file too.
 """
 
 from __future__ import annotations
@@ -68,6 +69,8 @@ class Passes:
         Gives the path of a new scratch file.
     listener
         Receives `zmrs.events.Event` objects.
+    depth_at
+        Scratch file for how many inputs cover each pixel, where the coverage does not say so.
 
     Attributes
     ----------
@@ -82,15 +85,21 @@ class Passes:
         options: Options,
         scratch: Callable[[], Path],
         listener: Callable[[Event], object] | None,
+        depth_at: Path | None,
     ) -> None:
         self.second: TwoPass | None = None
         self._prepared, self._matching, self._options = prepared, matching, options
-        self._listener = listener
+        self._listener, self._depth_at = listener, depth_at
         self._total = prepared.layout.read_bytes + prepared.layout.write_bytes
         self._stage = Stage(listener, "mosaic", self._total, "bytes")
         self._marks = _zmrs.Marks(scratch()) if options.two_pass else None
         self._aside = post_stack.targets_in(scratch(), prepared) if options.two_pass else []
-        self._write_back = limits.near_system_limit(prepared.layout.write_bytes)
+        self._bounds = None
+        if prepared.layout.bounds_bytes:
+            self._bounds = scratch()
+            self._bounds.touch()
+        dirty_bytes = max(prepared.layout.write_bytes, prepared.layout.bounds_bytes)
+        self._write_back = limits.near_system_limit(dirty_bytes)
 
     def into_arrays(self) -> tuple[_zmrs.PassStats, Arrays]:
         """Make the mosaic in memory."""
@@ -103,7 +112,9 @@ class Passes:
             arrays.image,
             arrays.coverage,
             counts=None if arrays.counts is None else arrays.counts.reshape(-1, *shape),
+            write_back=self._write_back,
             marks=self._marks,
+            bounds=self._bounds,
             progress=self._progress,
         )
         if self._marks is not None:
@@ -125,6 +136,7 @@ class Passes:
             progress=self._progress,
             write_back=self._write_back,
             marks=self._marks,
+            bounds=self._bounds,
         )
         if self._marks is not None:
             planes = _zmrs.Planes.in_files(prepared.grid.width, first[: channels + 1])
@@ -140,17 +152,19 @@ class Passes:
         self._stage = Stage(self._listener, "two_pass", self._total, "bytes")
         self.second = post_stack.two_pass(
             self._prepared,
-            post_stack.FirstPass(planes, self._marks),
+            post_stack.FirstPass(planes, self._marks, self._depth_at),
             self._matching,
             self._options,
             targets,
             write_back=self._write_back,
+            bounds=self._bounds,
             progress=self._progress,
         )
         return self.second.is_applied
 
     def _progress(self, read_bytes: int, rows_written: int) -> None:
-        row_bytes = self._prepared.layout.write_bytes // self._prepared.grid.height
+        layout = self._prepared.layout
+        row_bytes = layout.write_bytes // (self._prepared.grid.height * layout.sweeps)
         self._stage.advance(min(read_bytes + rows_written * row_bytes, self._total))
 
     def _end(self) -> None:

@@ -1,4 +1,4 @@
-"""The story of a mosaic: scan → grid → geometry → plan → pass → commit.
+"""The story of a mosaic: scan → grid → geometry → plan → survey → pass → commit.
 
 `prepare` goes as far as anything can be said without reading a pixel, which is also all that
 ``zmrs plan`` does; `make_mosaic` does the rest.
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zmrs import _zmrs, forecast, inputs, limits, photometry, post_stack
+from zmrs import _zmrs, forecast, inputs, limits, photometry, post_stack, survey
 from zmrs.errors import BudgetError, InputError, UsageError
 from zmrs.events import Clock, Stage
 from zmrs.grid import Grid, input_pixel_scale_arcsec, make_grid
@@ -24,6 +24,8 @@ from zmrs.plan import Plan, check_gpu, describe, given_plan, phase5_plan
 from zmrs.probe import detect_capabilities
 from zmrs.result import Result, figures_of, header_of, images_of, log_result, rows_of
 from zmrs.scan import LeftOut
+from zmrs.weight_rule import weight_rule
+from zmrs.weights import are_counts, warn_of_unknown, weighed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -71,6 +73,10 @@ class Prepared:
         Of the inputs that are read before the passes, to be matched.
     compressed_bytes
         Of compressed input files, which are read whole before the pass.
+    survey_bytes
+        Of the inputs that are read to know what they are: zeros, dead frames, noise.
+    inverse_variance
+        Median of those that weigh the inputs; None unless they do.
     scratch_bytes
         What lies in scratch files.
     seconds
@@ -90,6 +96,8 @@ class Prepared:
     n_passes: int
     matching_bytes: int
     compressed_bytes: int
+    survey_bytes: int
+    inverse_variance: float | None
     scratch_bytes: int
     seconds: dict[str, float]
     forecast_s: float
@@ -98,7 +106,7 @@ class Prepared:
     def read_bytes(self) -> int:
         """Bytes that will be read."""
         passes = self.n_passes * self.layout.read_bytes
-        return passes + self.matching_bytes + self.compressed_bytes
+        return passes + self.matching_bytes + self.compressed_bytes + self.survey_bytes
 
     @property
     def plan(self) -> Plan:
@@ -154,13 +162,21 @@ def prepare(
     # A GPU is not asked for: that costs seconds and memory, and no backend could use it yet.
     caps = detect_capabilities(gpu=False)
     allowed = allowance(options.memory, caps.limits, held_bytes)
+    allowed.check_libraries(limits.resident_bytes())
     _warn_of_scarcity(allowed, caps)
 
     if options.scratch is not None and not Path(options.scratch).is_dir():
         raise UsageError(f"--scratch {options.scratch}: there is no such folder; make it first.")
     clock = Clock(seconds)
     given = list(given)
-    gathered = inputs.gather(given, hdu=options.hdu, recursive=options.recursive, weights=weights)
+    rule = weight_rule(options.weights, options.weight_type)
+    if options.weight_type != "weight" and rule.is_optional and not weights:
+        raise UsageError(
+            f"--weight-type {options.weight_type}: there are no weights; name them with --weights."
+        )
+    gathered = inputs.gather(
+        given, hdu=options.hdu, recursive=options.recursive, rule=rule, weights=weights
+    )
     images = _usable(gathered, options)
     channels = inputs.check_channels(images)
     _warn_of_mixtures(images)
@@ -173,9 +189,11 @@ def prepare(
 
     spare = allowed.bytes - limits.resident_bytes()
     placed, off_grid = place(
-        images, gathered.weights, chosen, scratch or no_scratch, spare, listener
+        images, gathered.weights, chosen, options, scratch or no_scratch, spare, listener
     )
     _leave_out([left.reason for left in off_grid], len(placed), options)
+    placed = weighed(placed, options.weight_by)
+    warn_of_unknown(placed, options.weight_by)
     clock.lap("geometry")
 
     threshold = (plan or Plan()).two_pass_coverage_threshold
@@ -196,6 +214,7 @@ def prepare(
     except BudgetError as error:
         raise BudgetError(allowed.advice(str(error))) from None
     log.info("plan=%s (memory: %s)", describe(layout.plan), allowed.reason)
+    survey_bytes = _zmrs.survey_bytes(job, survey.questions(placed, options))
     clock.lap("plan")
     return Prepared(
         grid=chosen,
@@ -209,10 +228,14 @@ def prepare(
         n_passes=2 if options.two_pass else 1,
         matching_bytes=job.input_bytes if _matches(options, placed) else 0,
         compressed_bytes=sum(
-            inputs.file_bytes(one.image) for one in placed if inputs.is_compressed(one.image)
+            inputs.file_bytes(store) for one in placed for _, store in one.compressed()
         ),
+        survey_bytes=survey_bytes,
+        inverse_variance=None,
         scratch_bytes=layout.two_pass_bytes
-        + sum(one.geometry.grid.scratch_bytes for one in placed),
+        + layout.bounds_bytes
+        + sum(one.geometry.grid.scratch_bytes for one in placed)
+        + (job.plane_bytes if _needs_depth(placed, options) else 0),
         seconds=seconds,
         forecast_s=sum(seconds.values())
         + forecast.seconds(
@@ -221,6 +244,7 @@ def prepare(
             options.combine,
             matches=_matches(options, placed),
             pixels=chosen.height * chosen.width if options.two_pass else 0,
+            survey_bytes=survey_bytes,
         ),
     )
 
@@ -262,9 +286,10 @@ def make_mosaic(
         if path is not None:
             # A directory may have held the output's old version; a list may have named it.
             output.check_output(path, _files(prepared), overwrite=options.overwrite)
-        sizes = prepared.layout
-        output.check_scratch(parent, sizes.two_pass_bytes, path, sizes.write_bytes)
-        prepared = _decompressed(prepared, options, listener)
+        if options.two_pass:
+            size = prepared.layout.write_bytes
+            output.check_scratch(parent, prepared.scratch_bytes, path, size)
+        prepared = _surveyed(_decompressed(prepared, options, listener), options, listener)
         result = _run(prepared, path, options, scratch, listener)
     total_s = time.perf_counter() - began
     result.stats["seconds"]["total"] = total_s
@@ -401,14 +426,15 @@ def _files(prepared: Prepared) -> list[str]:
 
 def _decompressed(prepared: Prepared, options: Options, listener: Listener) -> Prepared:
     """The job with the pixels of its compressed inputs, less those that turn out to be damaged."""
-    compressed = [p for p in prepared.placed if inputs.is_compressed(p.image)]
+    compressed = [p for p in prepared.placed if p.compressed()]
     if not compressed:
         return prepared
     stage = Stage(listener, "decompress", len(compressed), "files")
     damaged = {}
     for number, placed in enumerate(compressed, start=1):
         try:
-            placed.source.provide(inputs.decompress(placed.image))
+            for source, store in placed.compressed():
+                source.provide(inputs.decompress(store))
         except InputError as error:
             damaged[placed.image.name] = str(error)
         stage.advance(number)
@@ -418,18 +444,52 @@ def _decompressed(prepared: Prepared, options: Options, listener: Listener) -> P
     rest = [p for p in prepared.placed if p.image.name not in damaged]
     _leave_out(list(damaged.values()), len(rest), options)
     left_out = [LeftOut(name, reason) for name, reason in damaged.items()]
+    return _with(prepared, weighed(rest, options.weight_by), left_out, options)
+
+
+def _with(
+    prepared: Prepared, placed: list[Placed], left_out: list[LeftOut], options: Options, **more: Any
+) -> Prepared:
+    """The job with other inputs, and with more that are left out."""
+    threshold = prepared.plan.two_pass_coverage_threshold
     return replace(
         prepared,
-        placed=rest,
+        placed=placed,
         left_out=prepared.left_out + left_out,
-        job=_job(
-            prepared.channels,
-            prepared.grid,
-            rest,
-            options,
-            prepared.plan.two_pass_coverage_threshold,
-        ),
+        job=_job(prepared.channels, prepared.grid, placed, options, threshold),
+        **more,
     )
+
+
+def _surveyed(prepared: Prepared, options: Options, listener: Listener) -> Prepared:
+    """The job without dead inputs, with what a look at the others tells."""
+    if not survey.questions(prepared.placed, options):
+        return prepared
+    found = survey.survey(prepared.job, prepared.placed, prepared.plan, options, listener)
+    prepared.seconds["survey"] = found.seconds
+    _leave_out([left.reason for left in found.left_out], len(found.placed), options)
+    return _with(
+        prepared,
+        found.placed,
+        found.left_out,
+        options,
+        survey_bytes=found.read_bytes,
+        inverse_variance=found.inverse_variance,
+    )
+
+
+def _depth_file(prepared: Prepared, options: Options, scratch: Callable[[], Path]) -> Path | None:
+    """An empty file for the numbers of inputs of all pixels, if the Two-Pass needs them."""
+    if not _needs_depth(prepared.placed, options):
+        return None
+    file = scratch()
+    file.touch()
+    return file
+
+
+def _needs_depth(placed: Sequence[Placed], options: Options) -> bool:
+    """Whether the Two-Pass has to count inputs because their coverage does not."""
+    return options.two_pass and not are_counts(placed, options.weight_by)
 
 
 def _run(
@@ -441,7 +501,8 @@ def _run(
 ) -> Result:
     """Matching and passes, into a file or into arrays, and what comes of them."""
     prepared, matching = _matched(prepared, options, listener)
-    passes = Passes(prepared, matching, options, scratch, listener)
+    depth_at = _depth_file(prepared, options, scratch)
+    passes = Passes(prepared, matching, options, scratch, listener, depth_at)
     if path is None:
         stats, arrays = passes.into_arrays()
         rows = _checked_rows(prepared, stats, matching, passes.second, options)

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 from zmrs import _zmrs, inputs
 from zmrs.errors import BudgetError, DiskFullError, ZmrsError
 from zmrs.events import Stage
-from zmrs.scan import LeftOut
+from zmrs.io.storage import Storage
+from zmrs.scan import InputImage, LeftOut
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from zmrs.config import Options
     from zmrs.coordinates import Geometry
     from zmrs.events import Event
     from zmrs.grid import Grid
@@ -32,25 +34,75 @@ _MODEST_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class Placed:
-    """An input that touches the output: its image and where output pixels fall in it."""
+    """An input that touches the output: its image, where output pixels fall in it, its weights.
+
+    Attributes
+    ----------
+    image, geometry, source
+        The image, where output pixels fall in it, and its pixels as the engine reads them.
+    weight
+        Of the whole; `own_weight` is what a caller has given it.
+    weight_map, map_kind, map_storage
+        Weights of its pixels, what they mean, and where they stand if in a file.
+    alpha_full
+        Value of an opaque pixel, where they are opacities.
+    feather_px
+        Width of the ramp at its edges, in its pixels.
+    zero_is_blank
+        Whether pixels of exactly 0 are invalid.
+    """
 
     image: inputs.Image
     geometry: Geometry
     source: _zmrs.Source
-    weight: float
-    weight_map: _zmrs.Source | None
+    weight: float = 1.0
+    own_weight: float = 1.0
+    weight_map: _zmrs.Source | None = None
+    map_kind: str = "weight"
+    map_storage: Storage | None = None
+    alpha_full: float = 1.0
+    feather_px: float = 0.0
+    zero_is_blank: bool = False
+
+    @property
+    def has_unknown_scale(self) -> bool:
+        """Whether only a look at its weights tells which value means opaque."""
+        return (
+            self.map_kind == "alpha" and self.map_storage is not None
+        ) and self.map_storage.bitpix > 0
+
+    def compressed(self) -> list[tuple[_zmrs.Source, Storage]]:
+        """What the engine cannot read in place: its image, its weights, both or neither."""
+        stored = [(self.weight_map, self.map_storage)]
+        if isinstance(self.image, InputImage):
+            stored.insert(0, (self.source, self.image.storage))
+        return [
+            (source, store)
+            for source, store in stored
+            if source is not None and store is not None and store.compressed
+        ]
 
     def for_engine(self) -> _zmrs.Input:
         """The input as the engine takes it."""
-        name = os.fsencode(self.image.name).decode(errors="replace")
-        grid = self.geometry.grid
-        return _zmrs.Input(name, self.source, grid, weight=self.weight, weight_map=self.weight_map)
+        return _zmrs.Input(
+            os.fsencode(self.image.name).decode(errors="replace"),
+            self.source,
+            self.geometry.grid,
+            weight=self.weight,
+            weight_map=self.weight_map,
+            map_kind=self.map_kind,
+            alpha_full=self.alpha_full,
+            feather_px=self.feather_px,
+            zero_is_blank=self.zero_is_blank,
+            saturation=self.image.meta.saturate,
+        )
 
 
 def place(
     images: Sequence[inputs.Image],
     weights: Sequence[Any],
     grid: Grid,
+    options: Options,
     scratch: Callable[[], Path],
     spare_bytes: int,
     listener: Callable[[Event], object] | None,
@@ -85,8 +137,7 @@ def place(
             )
             left_out.append(LeftOut(image.name, reason))
         else:
-            weight, weight_map = inputs.weight_of(weights[number], image)
-            placed.append(Placed(image, geometry, inputs.source_of(image), weight, weight_map))
+            placed.append(_placed(image, geometry, weights[number], options))
             if geometry.exact_fraction > 0.5:
                 log.warning(
                     "%s: its distortion does not interpolate to the bound; exact "
@@ -103,6 +154,24 @@ def place(
         stage.advance(number + 1)
     stage.end()
     return placed, left_out
+
+
+def _placed(image: inputs.Image, geometry: Geometry, weight: Any, options: Options) -> Placed:
+    weights = inputs.weights_of(weight, image, options.weight_type)
+    stored = weights.storage
+    return Placed(
+        image,
+        geometry,
+        inputs.source_of(image),
+        weight=weights.scalar,
+        own_weight=weights.scalar,
+        weight_map=weights.source,
+        map_kind=weights.kind,
+        map_storage=stored,
+        alpha_full=255.0 if stored is not None and stored.bitpix == 8 else 1.0,
+        feather_px=options.feather,
+        zero_is_blank=options.zero_is_blank == "on",
+    )
 
 
 def no_scratch() -> Path:

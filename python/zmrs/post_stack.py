@@ -60,10 +60,14 @@ class FirstPass:
         Its image and coverage.
     marks
         Where each input lies.
+    depth_at
+        An empty file for a plane with the number of inputs of each pixel, where the coverage does
+        not say it; None where it does.
     """
 
     planes: _zmrs.Planes
     marks: _zmrs.Marks
+    depth_at: Path | None = None
 
 
 @dataclass
@@ -126,11 +130,13 @@ def two_pass(
     targets: Targets,
     *,
     write_back: bool,
+    bounds: Path | None,
     progress: Callable[[int, int], None],
 ) -> TwoPass:
     """Even out the inputs by their coverage: gains, second pass, merge.
 
-    The merged image is written to `targets`, one a channel, which do not hold the first pass.
+    The merged image is written to `targets`, one a channel, which do not hold the first pass;
+    `bounds` is where a pass of two sweeps may leave what the first one has found.
     Whatever fails on the way, short of a full disk or a request to stop, leaves the first pass as
     it is, with one warning. What `progress` raises is such a request.
     """
@@ -150,7 +156,7 @@ def two_pass(
             raise
 
     try:
-        _renormalise(prepared, first, matching, targets, outcome, write_back, tell)
+        _renormalise(prepared, first, matching, targets, outcome, write_back, bounds, tell)
     except _FAILURES as error:
         if stops or isinstance(error, Cancelled | DiskFullError):
             raise
@@ -173,6 +179,7 @@ def _renormalise(
     targets: Targets,
     outcome: TwoPass,
     write_back: bool,
+    bounds: Path | None,
     progress: Callable[[int, int], None],
 ) -> None:
     job, layout, channels = prepared.job, prepared.layout, prepared.channels
@@ -183,7 +190,12 @@ def _renormalise(
         return now
 
     now = time.perf_counter()
-    found = _zmrs.measure_gains(job, layout, first.planes, first.marks, targets[0])
+    counts = first.planes
+    if first.depth_at is not None:
+        _zmrs.write_depth(job, layout, first.planes, first.marks, (first.depth_at, 0))
+        counts = _zmrs.Planes.in_files(prepared.grid.width, [(first.depth_at, 0)])
+        now = timed("depth", now)
+    found = _zmrs.measure_gains(job, layout, counts, first.marks, targets[0])
     now = timed("gains", now)
     if found.scales[0] <= found.scales[1]:
         outcome.scales = found.scales
@@ -207,6 +219,7 @@ def _renormalise(
         layout,
         targets,
         write_back=write_back,
+        bounds=bounds,
         over=first.planes,
         epsilon=merge_epsilon(percentile),
         progress=progress,

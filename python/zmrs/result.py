@@ -171,6 +171,7 @@ def header_of(
         ("COMBINET", options.combine, "how samples were combined"),
         ("ZMKERN", options.kernel, "interpolation kernel"),
         ("ZMMATCH", options.match, "photometric matching"),
+        ("ZMWEIGHT", options.weight_by, "what weighs the inputs as a whole"),
         ("ZMTWOP", bool(second and second.is_applied), "coverage renormalisation"),
         ("ZMFLUX", "SB", "values are surface brightness: no Jacobian"),
         ("ZMBACK", "cpu", "where the pixels were computed"),
@@ -178,6 +179,11 @@ def header_of(
         ("ZMMEM", round(prepared.allowed.bytes / mib, 2), "[MiB] memory that was allowed"),
         ("ZMPEAK", round(limits.peak_resident_bytes() / mib, 2), "[MiB] peak resident memory"),
     ]
+    if prepared.inverse_variance is not None:
+        unit = "inverse variance of noise that weighs 1"
+        software.append(("ZMIVAR", prepared.inverse_variance, unit))
+    if options.feather:
+        software.append(("ZMFEATH", options.feather, "[pix] ramp of weights at edges of inputs"))
     grid = prepared.grid
     return cards.primary_header(prepared.channels, grid.shape, grid.to_header(), metas, software)
 
@@ -203,7 +209,8 @@ def figures_of(
         "read_bytes": stats.read_bytes
         + (second.read_bytes if second else 0)
         + prepared.matching_bytes
-        + prepared.compressed_bytes,
+        + prepared.compressed_bytes
+        + prepared.survey_bytes,
         "read_amplification": stats.read_bytes / stored if stored else 0.0,
         "write_bytes": prepared.layout.write_bytes,
         "scratch_bytes": prepared.scratch_bytes,

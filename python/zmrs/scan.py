@@ -1,7 +1,8 @@
 """From what the user typed to the list of usable images, reading headers only.
 
-Names come from `zmrs.io.names`, cards and HDUs from `zmrs.io.headers`, the WCS from `zmrs.io.wcs`;
-here the HDU is chosen and the place of its pixels found.  A bad input never raises: it becomes a
+Names come from `zmrs.io.names`, cards and HDUs from `zmrs.io.headers`, the WCS from `zmrs.io.wcs`,
+the place of pixels from `zmrs.io.storage`, that of weights from `zmrs.weight_maps`; here the HDU is
+chosen.  A bad input never raises: it becomes a
 :class:`LeftOut` whose reason is one sentence.  No header is kept.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,6 @@ from zmrs.io.headers import (
     CARD_BYTES,
     HEADER_MAX_BYTES,
     Cards,
-    GzipSource,
     Hdu,
     PlainSource,
     Source,
@@ -27,6 +27,7 @@ from zmrs.io.headers import (
     walk,
 )
 from zmrs.io.names import (
+    Named,
     and_others,
     expand,
     expand_inputs,
@@ -34,7 +35,10 @@ from zmrs.io.names import (
     unreadable,
     without_duplicates,
 )
+from zmrs.io.storage import Storage, storage_of
 from zmrs.io.wcs import header_wcs
+from zmrs.weight_maps import WeightMap, file_beside, find_weights, is_named
+from zmrs.weight_rule import WeightRule, weight_rule
 
 if TYPE_CHECKING:
     from astropy.wcs import WCS
@@ -54,55 +58,13 @@ __all__ = [
     "scan_template",
 ]
 
-_BITPIX = frozenset({8, 16, 32, 64, -32, -64})
 _SOFTNAME = "zmrs"
+_ALPHA = weight_rule(None, "weight")
+# Where the programs that stack say how many exposures they have stacked, best first.
+_FRAME_COUNTS = ("MT_NFRAMES", "ZMT_NALGN", "ZMT_NRAW", "NRAWPROC", "NRAWINIT")
 
 
 # ------------------------------------------------------------------------------------ results
-
-
-@dataclass(frozen=True, slots=True)
-class Storage:
-    """Where the pixels of one input stand and how they are encoded.
-
-    Attributes
-    ----------
-    path
-        The file, as the user gave it.
-    hdu
-        Index of the HDU (0 is the primary).
-    offset
-        Byte offset of the first data byte in the *uncompressed* file; without use when
-        ``compressed``.
-    bitpix
-        8, 16, 32, 64, -32 or -64; of the image itself when it is tile-compressed.
-    channels, height, width
-        Shape after axes of length 1 were dropped; ``channels`` is 1 for a 2-D image.
-    bscale, bzero
-        Physical value = ``bzero + bscale * stored``.
-    blank
-        Stored value (before scaling) that means "no data"; None if there is none, and always
-        None for floating-point pixels, where NaN says it.
-    compressed
-        True for tile-compressed images and gzipped files, whose bytes cannot be read in place.
-    """
-
-    path: str
-    hdu: int
-    offset: int
-    bitpix: int
-    channels: int
-    height: int
-    width: int
-    bscale: float = 1.0
-    bzero: float = 0.0
-    blank: int | None = None
-    compressed: bool = False
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
-        return self.height, self.width
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +77,11 @@ class Meta:
         Exposure, seconds (``EXPTIME``, else ``EXPOSURE``).
     stackcnt
         Single exposures in the image (``STACKCNT``, else ``NCOMBINE``, else 1).
+    n_frames
+        The same as ZeMosaic counts them (the first above 0 of ``MT_NFRAMES``, ``ZMT_NALGN``,
+        ``ZMT_NRAW``, ``NRAWPROC``, ``NRAWINIT``, else `stackcnt`).
+    saturate
+        Value from which on pixels are saturated (``SATURATE``).
     date_obs, date_end
         As written in the header.
     mjd_obs
@@ -125,6 +92,8 @@ class Meta:
 
     exptime: float | None = None
     stackcnt: int = 1
+    n_frames: float = 1.0
+    saturate: float | None = None
     date_obs: str | None = None
     date_end: str | None = None
     mjd_obs: float | None = None
@@ -152,6 +121,8 @@ class InputImage:
         What the output header inherits.
     warnings
         Sentences without the file's name.
+    weights
+        The weights of its pixels, if it has any.
     """
 
     name: str
@@ -159,14 +130,15 @@ class InputImage:
     wcs: WCS
     meta: Meta
     warnings: tuple[str, ...] = ()
+    weights: WeightMap | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
     """An input that is not used, and the sentence (file: cause; remedy) that says why.
 
-    ``is_missing`` when there is no such file; ``is_own`` when it is a mosaic of zmrs's that stood
-    in a scanned folder, which is no fault of the input.
+    ``is_missing`` when there is no such file; ``is_own`` when that is no fault of the input: it is
+    a mosaic of zmrs's that stood in a scanned folder, or the weights of another input.
     """
 
     name: str
@@ -219,13 +191,27 @@ def _examine(hdu: Hdu, path: str | None) -> _Sky:
     return _Sky(channels, height, width, wcs, tuple(notes))
 
 
-def _select(source: Source, wanted: int | str | None, path: str) -> tuple[Hdu, _Sky, Cards]:
+class _Hdus:
+    """The HDUs of a file, to go through more than once: each header is read when first needed."""
+
+    def __init__(self, source: Source) -> None:
+        self._walk = walk(source)
+        self._seen: list[Hdu] = []
+
+    def __iter__(self) -> Iterator[Hdu]:
+        yield from self._seen
+        for hdu in self._walk:
+            self._seen.append(hdu)
+            yield hdu
+
+
+def _select(hdus: Iterable[Hdu], wanted: int | str | None, path: str) -> tuple[Hdu, _Sky, Cards]:
     """First usable HDU, or the wanted one; also the primary header."""
     first_cause: UnusableError | None = None
     primary: Cards | None = None
-    for hdu in walk(source):
+    for hdu in hdus:
         primary = primary or hdu.cards
-        if wanted is not None and not _is_wanted(hdu, wanted):
+        if wanted is not None and not is_named(hdu, wanted):
             continue
         try:
             return hdu, _examine(hdu, path), primary
@@ -240,70 +226,7 @@ def _select(source: Source, wanted: int | str | None, path: str) -> tuple[Hdu, _
     raise first_cause or UnusableError("no image in it", "leave it out")
 
 
-def _is_wanted(hdu: Hdu, wanted: int | str) -> bool:
-    """Whether an HDU is the one asked for, by number or (any case) by name."""
-    if isinstance(wanted, str) and not wanted.isdecimal():
-        return hdu.name.upper() == wanted.strip().upper()
-    return hdu.index == int(wanted)
-
-
 # ------------------------------------------------------------------------------------ one file
-
-
-def _storage(path: str, hdu: Hdu, sky: _Sky, source: Source) -> tuple[Storage, list[str]]:
-    """Where the pixels stand; raises if they are not all there or not decodable."""
-    if hdu.bitpix not in _BITPIX:
-        raise UnusableError(f"its BITPIX {hdu.bitpix} is not one of FITS", "leave it out")
-    _check_length(hdu, source)
-    bscale, bzero = hdu.cards.number("BSCALE"), hdu.cards.number("BZERO")
-    if bscale == 0:
-        raise UnusableError("its BSCALE is 0", "repair the header or leave it out")
-    blank, notes = _blank(hdu)
-    storage = Storage(
-        path=path,
-        hdu=hdu.index,
-        offset=hdu.data_offset,
-        bitpix=hdu.bitpix,
-        channels=sky.channels,
-        height=sky.height,
-        width=sky.width,
-        bscale=1.0 if bscale is None else bscale,
-        bzero=0.0 if bzero is None else bzero,
-        blank=blank,
-        compressed=hdu.is_tiled or isinstance(source, GzipSource),
-    )
-    return storage, notes
-
-
-def _check_length(hdu: Hdu, source: Source) -> None:
-    """Compare what the header promises with what the file holds; missing padding is no harm."""
-    end = hdu.data_offset + hdu.data_bytes
-    if isinstance(source, GzipSource):
-        missing = source.missing_bytes(end)
-    else:
-        missing = end - (end if source.size_bytes is None else source.size_bytes)
-    if missing > 0:
-        raise UnusableError(
-            f"truncated: header promises {end} bytes, the file has {end - missing}",
-            "copy the file again or leave it out",
-        )
-
-
-def _blank(hdu: Hdu) -> tuple[int | None, list[str]]:
-    """BLANK of an integer image.
-
-    The standard wants an integer; ``-32768.0`` is met (HiPS tiles) and plainly means -32768.
-    """
-    keyword = "ZBLANK" if hdu.is_tiled and hdu.cards.text("BLANK") is None else "BLANK"
-    found = hdu.cards.text(keyword)
-    if hdu.bitpix < 0 or found is None:
-        return None, []
-    blank = hdu.cards.integer(keyword)
-    if blank is None:
-        return None, [f"{keyword} is not an integer ({found[0]!r}) and is ignored."]
-    if found[0].lstrip("+-").isdecimal():
-        return blank, []
-    return blank, [f"{keyword} {found[0]!r} is not an integer; read as {blank}."]
 
 
 def meta_of(cards: Cards, primary: Cards, wcs: WCS) -> Meta:
@@ -319,12 +242,17 @@ def meta_of(cards: Cards, primary: Cards, wcs: WCS) -> Meta:
 
     count = first(Cards.integer, "STACKCNT")
     count = first(Cards.integer, "NCOMBINE") if count is None else count
+    count = count if count and count > 0 else 1
+    frames = (c.number(k) for c in (cards, primary) for k in _FRAME_COUNTS)
+    saturate = first(Cards.number, "SATURATE")
     mjd = first(Cards.number, "MJD-OBS")
     if mjd is None and math.isfinite(wcs.wcs.mjdobs):
         mjd = float(wcs.wcs.mjdobs)
     return Meta(
         exptime=first(Cards.number, "EXPTIME", "EXPOSURE", "EXPTOTAL"),
-        stackcnt=count if count and count > 0 else 1,
+        stackcnt=count,
+        n_frames=next((n for n in frames if n is not None and n > 0), float(count)),
+        saturate=saturate if saturate is not None and saturate > 0 else None,
         date_obs=string("DATE-OBS"),
         date_end=string("DATE-END"),
         mjd_obs=mjd,
@@ -340,21 +268,29 @@ class _OwnMosaicError(UnusableError):
     """A mosaic of zmrs's own in a scanned folder: an output of before, most likely."""
 
 
-def _scan_file(path: str, hdu: int | str | None, from_directory: bool) -> InputImage:
+def _scan_file(
+    path: str, hdu: int | str | None, from_directory: bool, rule: WeightRule
+) -> InputImage:
     """Scan one file; raises `UnusableError` or OSError if it is of no use."""
     with open_source(path) as source:
-        chosen, sky, primary = _select(source, hdu, path)
+        hdus = _Hdus(source)
+        chosen, sky, primary = _select(hdus, hdu, path)
         if from_directory and primary.string("SOFTNAME") == _SOFTNAME:
             raise _OwnMosaicError(
                 "it is a mosaic made by zmrs", "name the file itself if it is meant as an input"
             )
-        storage, notes = _storage(path, chosen, sky, source)
+        storage, notes = storage_of(path, chosen, (sky.channels, sky.height, sky.width), source)
+        weights, more_notes = find_weights(rule, storage, hdus, source)
     meta = meta_of(chosen.cards, primary, sky.wcs)
-    return InputImage(path, storage, sky.wcs, meta, (*sky.notes, *notes))
+    return InputImage(path, storage, sky.wcs, meta, (*sky.notes, *notes, *more_notes), weights)
 
 
 def scan_image(
-    path: str | os.PathLike[str], hdu: int | str | None = None, *, from_directory: bool = False
+    path: str | os.PathLike[str],
+    hdu: int | str | None = None,
+    *,
+    from_directory: bool = False,
+    rule: WeightRule = _ALPHA,
 ) -> InputImage | LeftOut:
     """Read the headers of one file and say where its image stands, in pixels and on the sky.
 
@@ -367,6 +303,8 @@ def scan_image(
         2-D or 3-D without axes of length 1 and has a celestial WCS.
     from_directory
         The file was found in a scanned folder: zmrs's own mosaics are then left out.
+    rule
+        Where its weights are.
 
     Returns
     -------
@@ -375,7 +313,7 @@ def scan_image(
     """
     name = os.fspath(path)
     try:
-        return _scan_file(name, hdu, from_directory)
+        return _scan_file(name, hdu, from_directory, rule)
     except FileNotFoundError:
         return LeftOut(name, str(unreadable(name)), is_missing=True)
     except IsADirectoryError:
@@ -388,15 +326,20 @@ def scan_image(
         return LeftOut(name, f"{name}: {error}", is_own=own)
 
 
-def scan_inputs(args: Sequence[str], hdu: int | str | None = None, recursive: bool = False) -> Scan:
+def scan_inputs(
+    args: Sequence[str],
+    hdu: int | str | None = None,
+    recursive: bool = False,
+    rule: WeightRule = _ALPHA,
+) -> Scan:
     """Expand the arguments and scan every file behind them.
 
     Parameters
     ----------
     args, recursive
         As for `expand_inputs`.
-    hdu
-        As for `scan_image`.
+    hdu, rule
+        As for `scan_image`.  Files that are the weights of others are left out.
 
     Returns
     -------
@@ -407,12 +350,17 @@ def scan_inputs(args: Sequence[str], hdu: int | str | None = None, recursive: bo
     scan = Scan()
     entries, scan.warnings = without_duplicates(list(expand(args, recursive)))
     notes: dict[str, list[str]] = {}
+    weights = _weights_among(entries, rule)
     for entry in entries:
         if isinstance(entry, Exception):
             name, missing = str(entry).split(": ", 1)[0], isinstance(entry, FileNotFoundError)
             scan.left_out.append(LeftOut(name, str(entry), is_missing=missing))
             continue
-        result = scan_image(entry.path, hdu, from_directory=entry.from_directory)
+        if entry.path in weights:
+            reason = f"{entry.path}: it holds the weights of another input; that is no fault."
+            scan.left_out.append(LeftOut(entry.path, reason, is_own=True))
+            continue
+        result = scan_image(entry.path, hdu, from_directory=entry.from_directory, rule=rule)
         if isinstance(result, LeftOut):
             scan.left_out.append(result)
             continue
@@ -421,6 +369,15 @@ def scan_inputs(args: Sequence[str], hdu: int | str | None = None, recursive: bo
             notes.setdefault(note, []).append(result.name)
     scan.warnings += [f"{and_others(names)}: {note}" for note, names in notes.items()]
     return scan
+
+
+def _weights_among(entries: Sequence[Named | Exception], rule: WeightRule) -> set[str]:
+    """Those of the files that hold the weights of others of them."""
+    if rule.change is None:
+        return set()
+    paths = {os.path.realpath(e.path): e.path for e in entries if isinstance(e, Named)}
+    beside = (file_beside(rule, path) for path in paths.values())
+    return {paths[real] for name in beside if name and (real := os.path.realpath(name)) in paths}
 
 
 def scan_template(path: str | os.PathLike[str]) -> tuple[WCS, tuple[int, int]]:
@@ -444,7 +401,7 @@ def scan_template(path: str | os.PathLike[str]) -> tuple[WCS, tuple[int, int]]:
             if isinstance(source, PlainSource) and b"\n" in source.read_at(0, CARD_BYTES + 1):
                 sky = _examine(_text_header(source), None)
             else:
-                _, sky, _ = _select(source, None, name)
+                _, sky, _ = _select(walk(source), None, name)
     except FileNotFoundError:
         raise unreadable(name) from None
     except OSError as error:

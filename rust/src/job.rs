@@ -11,6 +11,7 @@ use zmrs_core::coverage::gains::Rules;
 use zmrs_core::job;
 use zmrs_core::resample::Kernel;
 use zmrs_core::source::{self, Encoding, SampleType, SharedBytes, Store};
+use zmrs_core::weights::{MapKind, Saturation, Weighting};
 
 use crate::arrays::SharedArray;
 use crate::errors;
@@ -104,7 +105,9 @@ pub struct Input(job::Input);
 #[pymethods]
 impl Input {
     #[new]
-    #[pyo3(signature = (name, image, grid, *, weight=1.0, gain=None, offset=None, weight_map=None))]
+    #[pyo3(signature = (name, image, grid, *, weight=1.0, gain=None, offset=None, weight_map=None,
+                        map_kind="weight", alpha_full=1.0, border_px=[0, 0], feather_px=0.0,
+                        zero_is_blank=false, saturation=None))]
     fn new(
         name: String,
         image: &Source,
@@ -113,17 +116,31 @@ impl Input {
         gain: Option<Vec<f64>>,
         offset: Option<Vec<f64>>,
         weight_map: Option<&Source>,
-    ) -> Self {
+        map_kind: &str,
+        alpha_full: f32,
+        border_px: [usize; 2],
+        feather_px: f64,
+        zero_is_blank: bool,
+        saturation: Option<f32>,
+    ) -> PyResult<Self> {
         let channels = image.0.channels;
-        Self(job::Input {
+        let unknown = || PyValueError::new_err(format!("there is no kind of weights '{map_kind}'"));
+        Ok(Self(job::Input {
             name,
             image: Arc::clone(&image.0),
             weight_map: weight_map.map(|map| Arc::clone(&map.0)),
+            weighting: Weighting {
+                map: MapKind::from_name(map_kind, alpha_full).ok_or_else(unknown)?,
+                border_px,
+                feather_px,
+                zero_is_blank,
+                saturation: saturation.and_then(Saturation::new),
+            },
             grid: Arc::clone(&grid.0),
             weight,
             gain: gain.unwrap_or_else(|| vec![1.0; channels]),
             offset: offset.unwrap_or_else(|| vec![0.0; channels]),
-        })
+        }))
     }
 }
 

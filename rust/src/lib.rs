@@ -9,6 +9,7 @@ mod job;
 mod pass;
 mod photometry;
 mod plan;
+mod survey;
 mod two_pass;
 
 use pyo3::prelude::*;
@@ -28,7 +29,10 @@ mod _zmrs {
     #[pymodule_export]
     use super::plan::Plan;
     #[pymodule_export]
+    use super::survey::{Findings, survey_bytes, survey_inputs};
+    #[pymodule_export]
     use super::two_pass::{
         InputGains, Marks, Planes, blur_coverage, copy_planes, luminance_percentile, measure_gains,
+        write_depth,
     };
 }

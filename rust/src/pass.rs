@@ -11,8 +11,9 @@ use zmrs_core::budget::{Ledger, Projection};
 use zmrs_core::cancel::CancelToken;
 use zmrs_core::coverage::merge::MergeSink;
 use zmrs_core::layout::{self, Fitted, Traffic};
-use zmrs_core::pass::{self, Progress};
+use zmrs_core::pass::Progress;
 use zmrs_core::sink::{FitsSink, MemorySink, Sink};
+use zmrs_core::sweeps::{self, Scratch};
 
 use crate::job::Job;
 use crate::plan::Plan;
@@ -63,6 +64,16 @@ impl Layout {
     #[getter]
     fn samples(&self) -> u64 {
         self.traffic.samples
+    }
+
+    #[getter]
+    fn sweeps(&self) -> u64 {
+        self.traffic.sweeps
+    }
+
+    #[getter]
+    fn bounds_bytes(&self) -> u64 {
+        self.traffic.bounds_bytes
     }
 
     #[getter]
@@ -131,10 +142,11 @@ pub struct PassStats {
 }
 
 /// Run a pass and write its planes into files, each from a byte on. `marks` receives
-/// where the inputs lie. With `over`, pixels that come out much darker than there stay as they are
-/// there; `epsilon` is added to its luminance for the comparison.
+/// where the inputs lie; `bounds` is a file for a pass of two sweeps to write anew. With `over`,
+/// pixels that come out much darker than there stay as they are there; `epsilon` is added to its
+/// luminance for the comparison.
 #[pyfunction]
-#[pyo3(signature = (job, layout, targets, *, write_back=false, marks=None, over=None,
+#[pyo3(signature = (job, layout, targets, *, write_back=false, marks=None, bounds=None, over=None,
                     epsilon=0.0, progress=None))]
 pub fn run_pass_into_files(
     py: Python<'_>,
@@ -143,6 +155,7 @@ pub fn run_pass_into_files(
     targets: Vec<(PathBuf, u64)>,
     write_back: bool,
     marks: Option<&Marks>,
+    bounds: Option<PathBuf>,
     over: Option<&Planes>,
     epsilon: f64,
     progress: Option<Py<PyAny>>,
@@ -150,20 +163,22 @@ pub fn run_pass_into_files(
     if !(job.0.channels..=job.0.planes()).contains(&targets.len()) {
         return Err(PyValueError::new_err("one target a plane is needed"));
     }
-    let sink = FitsSink::open(targets, job.0.running_planes(), job.0.width, write_back);
+    let sink = FitsSink::open(targets, job.0.image_planes(), job.0.width, write_back);
     let sink = sink.map_err(|e| errors::to_py(py, &e))?;
+    let scratch = bounds.as_deref().map(|path| Scratch { path, write_back });
     let Some(over) = over else {
-        return run(py, job, layout, &sink, marks, progress);
+        return run(py, job, layout, &sink, marks, scratch, progress);
     };
     let sink = MergeSink::new(&*over.0, epsilon, job.0.width, &sink);
-    let stats = run(py, job, layout, &sink, marks, progress)?;
+    let stats = run(py, job, layout, &sink, marks, scratch, progress)?;
     Ok(PassStats { replaced: sink.replaced(), ..stats })
 }
 
 /// Run a pass into arrays: the image (channels, height, width), the coverage (height, width), and
 /// the samples rejected below and above by channel (2 * channels, height, width), if they count.
 #[pyfunction]
-#[pyo3(signature = (job, layout, image, coverage, *, counts=None, marks=None, progress=None))]
+#[pyo3(signature = (job, layout, image, coverage, *, counts=None, write_back=false, marks=None,
+                    bounds=None, progress=None))]
 pub fn run_pass_into_arrays(
     py: Python<'_>,
     job: &Job,
@@ -171,14 +186,16 @@ pub fn run_pass_into_arrays(
     mut image: PyReadwriteArray3<'_, f32>,
     mut coverage: PyReadwriteArray2<'_, f32>,
     mut counts: Option<PyReadwriteArray3<'_, i16>>,
+    write_back: bool,
     marks: Option<&Marks>,
+    bounds: Option<PathBuf>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<PassStats> {
     let area = job.0.height * job.0.width;
     let (image, coverage) = (image.as_slice_mut()?, coverage.as_slice_mut()?);
     let counts = counts.as_mut().map(|counts| counts.as_slice_mut()).transpose()?;
     let counted = counts.as_ref().map_or(0, |counts| counts.len());
-    let of_job = (job.0.channels * area, area, (job.0.planes() - job.0.running_planes()) * area);
+    let of_job = (job.0.channels * area, area, (job.0.planes() - job.0.image_planes()) * area);
     if (image.len(), coverage.len(), counted) != of_job {
         return Err(PyValueError::new_err("the arrays are not of the shape of the job"));
     }
@@ -186,7 +203,8 @@ pub fn run_pass_into_arrays(
     planes.push(coverage);
     let counts = counts.into_iter().flat_map(|counts| counts.chunks_mut(area)).collect();
     let sink = MemorySink::new(job.0.width, planes, counts);
-    run(py, job, layout, &sink, marks, progress)
+    let scratch = bounds.as_deref().map(|path| Scratch { path, write_back });
+    run(py, job, layout, &sink, marks, scratch, progress)
 }
 
 fn run(
@@ -195,6 +213,7 @@ fn run(
     layout: &Layout,
     sink: &dyn Sink,
     marks: Option<&Marks>,
+    scratch: Option<Scratch>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<PassStats> {
     let cancel = CancelToken::default();
@@ -211,7 +230,7 @@ fn run(
         let ledger = Ledger::new(plan.memory_bytes.unwrap_or(u64::MAX));
         let _outside = ledger.reserve(*outside_bytes)?;
         let marks = marks.map(|marks| &marks.0);
-        pass::run_pass(&job.0, *layout, plan, &ledger, sink, marks, &cancel, &so_far)
+        sweeps::run_pass(&job.0, *layout, plan, &ledger, sink, marks, scratch, &cancel, &so_far)
     })?;
     Ok(PassStats {
         samples: stats.samples,

@@ -7,6 +7,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use zmrs_core::budget::Ledger;
 use zmrs_core::cancel::CancelToken;
+use zmrs_core::coverage::depth;
 use zmrs_core::coverage::gains::{self, Means};
 use zmrs_core::coverage::marks;
 use zmrs_core::coverage::percentile;
@@ -81,6 +82,20 @@ pub fn measure_gains(
     })?;
     let gains::Gains { gains, scales } = found;
     Ok(InputGains { gains, scales })
+}
+
+/// Write how many inputs cover each pixel of finished planes, as their marks say, into `place`.
+#[pyfunction]
+pub fn write_depth(
+    py: Python<'_>,
+    job: &Job,
+    layout: &Layout,
+    planes: &Planes,
+    marks: &Marks,
+    place: (PathBuf, u64),
+) -> PyResult<()> {
+    let shape = (job.0.height, job.0.width);
+    work(py, layout, |means| depth::write(&*planes.0, shape, &marks.0, &place, means))
 }
 
 /// The exact percentile of the luminance where something covers; nothing where nothing does.

@@ -15,7 +15,7 @@ import pytest
 from astropy.io import fits
 
 from child import Outcome, clean_env, run, run_code, start, tree
-from sky import constant_frames, frame_wcs, write_image, write_mosaic, write_tiles
+from sky import alive, constant_frames, frame_wcs, write_image, write_mosaic, write_tiles
 
 pytestmark = pytest.mark.slow  # a process each
 
@@ -25,7 +25,7 @@ SHAPE = (48, 60)
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two frames with which nothing is wrong."""
-    return write_tiles(tmp_path_factory.mktemp("good"), constant_frames([1.0, 2.0], SHAPE))
+    return write_tiles(tmp_path_factory.mktemp("good"), alive(constant_frames([1.0, 2.0], SHAPE)))
 
 
 @pytest.fixture
@@ -221,9 +221,8 @@ def test_a_duplicate_is_used_once(good: list[Path], place: Path, tmp_path: Path)
 def test_headers_in_other_alphabets(tmp_path: Path, place: Path) -> None:
     """Bytes beyond ASCII and control characters are met in headers, but FITS forbids them."""
     path = tmp_path / "Nébuleuse.fits"
-    write(
-        path, np.ones(SHAPE, np.float32), OBJECT="Crab", FILTER="Ha", **{"DATE-OBS": "2020-01-01"}
-    )
+    cards = {"OBJECT": "Crab", "FILTER": "Ha", "DATE-OBS": "2020-01-01"}
+    write(path, np.arange(SHAPE[0] * SHAPE[1], dtype=np.float32).reshape(SHAPE), **cards)
     raw = path.read_bytes().replace(b"'Crab    '", b"'Cr\xe2be\x07  '").replace(b"'Ha ", b"'H\xe1 ")
     path.write_bytes(raw)
     outcome = run("mosaic", path, "-o", place / "out.fits", "--log-file", tmp_path / "log")
@@ -236,7 +235,7 @@ def test_headers_in_other_alphabets(tmp_path: Path, place: Path) -> None:
 
 def test_a_name_that_is_no_text(tmp_path: Path, place: Path) -> None:
     name = os.fsdecode(b"\xff\xfe.fits")
-    write(tmp_path / name, np.ones(SHAPE, np.float32))
+    write(tmp_path / name, np.arange(SHAPE[0] * SHAPE[1], dtype=np.float32).reshape(SHAPE))
     (tmp_path / os.fsdecode(b"\xfd.fits")).write_text("no")
     outcome = run("mosaic", tmp_path, "-o", place / "out.fits", "--log-file", tmp_path / "log")
     assert outcome.status == 0, outcome.err
@@ -365,7 +364,7 @@ def test_a_failure_keeps_the_old_output(good: list[Path], place: Path) -> None:
 def test_an_output_that_is_an_input(how: str, extra: tuple[str, ...], tmp_path: Path) -> None:
     folder = tmp_path / "frames"
     folder.mkdir()
-    paths = write_tiles(folder, constant_frames([1.0, 2.0], SHAPE))
+    paths = write_tiles(folder, alive(constant_frames([1.0, 2.0], SHAPE)))
     before = [path.read_bytes() for path in paths]
     given: list[object] = list(paths)
     out = paths[0]
@@ -398,6 +397,7 @@ def test_an_output_that_is_an_input(how: str, extra: tuple[str, ...], tmp_path: 
         (["--unheard-of"], 2, "--unheard-of"),
         (["--kernel", "cubist"], 2, "bilinear"),
         (["--combine", "average"], 2, "mean"),
+        (["--combine", "kappa-sigma-stream", "--kappa", "0.5"], 2, "may leave no sample"),
         (["--size", "100"], 2, "--size"),
         (["--size", "0x10"], 2, "--size"),
         (["--size", "-1x10"], 2, "--size"),

@@ -22,7 +22,7 @@ from PIL import Image
 
 import zmrs
 from child import clean_env, run, run_code, tree
-from sky import constant_frames, frame_wcs, shifted_wcs, unmatched, write_image, write_tiles
+from sky import alive, constant_frames, frame_wcs, shifted_wcs, unmatched, write_image, write_tiles
 from zmrs.config import Options, as_text
 from zmrs.errors import InputError, UsageError, ZmrsError
 from zmrs.plan import describe
@@ -36,7 +36,7 @@ def frames(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Three frames of 1, 2 and 4, a third in common, the last one made of five exposures."""
     folder = tmp_path_factory.mktemp("frames")
     paths = []
-    for n, (image, wcs) in enumerate(constant_frames([1.0, 2.0, 4.0], SHAPE)):
+    for n, (image, wcs) in enumerate(alive(constant_frames([1.0, 2.0, 4.0], SHAPE))):
         more: dict[str, Any] = {"DATE-OBS": f"2026-01-0{3 - n}T20:00:00", "INSTRUME": f"camera {n}"}
         if n == 2:
             more["STACKCNT"] = 5
@@ -128,7 +128,7 @@ def test_the_cards(made: Path) -> None:
 
 
 def test_a_colour_mosaic(tmp_path: Path) -> None:
-    paths = write_tiles(tmp_path, constant_frames([1.0, 3.0], SHAPE, channels=3))
+    paths = write_tiles(tmp_path, alive(constant_frames([1.0, 3.0], SHAPE, channels=3)))
     result = unmatched(paths, tmp_path / "out.fits")
     with fits.open(tmp_path / "out.fits") as hdus:
         hdus.verify("exception")
@@ -241,7 +241,8 @@ def test_the_plan_as_json(frames: list[Path], tmp_path: Path) -> None:
     assert plan["backend"] == "cpu"
     pixels = plan["grid"]["width"] * plan["grid"]["height"]
     assert plan["write_bytes"] == 2 * 4 * pixels
-    assert plan["read_bytes"] == 3 * 4 * SHAPE[0] * SHAPE[1]
+    # 32 rows to look at them, all for the pass.
+    assert plan["read_bytes"] == 3 * 4 * (32 + SHAPE[0]) * SHAPE[1]
     assert plan["scratch_bytes"] == 0
     assert plan["inputs"]["used"] == 3
     [left] = plan["inputs"]["left_out"]
@@ -378,8 +379,9 @@ def test_progress_as_json(frames: list[Path], tmp_path: Path) -> None:
     keys = ["event", "stage", "done", "total", "unit", "eta_s", "rss_mib"]
     assert all(list(event) == keys for event in events)
     told = [(e["stage"], e["event"]) for e in events if e["event"] != "progress"]
-    assert told == [(s, e) for s in ("geometry", "mosaic") for e in ("start", "end")]
-    for stage in ("geometry", "mosaic"):
+    stages = ("geometry", "survey", "mosaic")
+    assert told == [(s, e) for s in stages for e in ("start", "end")]
+    for stage in stages:
         done = [event["done"] for event in events if event["stage"] == stage]
         total = {event["total"] for event in events if event["stage"] == stage}
         assert done == sorted(done)

@@ -30,7 +30,7 @@ def test_it_is_a_stage_of_its_own(frames: Path, tmp_path: Path) -> None:
     assert done.status == 0, done.err
     events = [json.loads(line) for line in done.err.splitlines() if line.startswith("{")]
     ends = [(e["stage"], e["event"]) for e in events if e["event"] != "progress"]
-    stages = ("geometry", "match", "mosaic")
+    stages = ("geometry", "survey", "match", "mosaic")
     assert ends == [(stage, event) for stage in stages for event in ("start", "end")]
     told = [(e["done"], e["total"], e["unit"]) for e in events if e["stage"] == "match"]
     assert (told[0], told[-1]) == ((0, 3, "files"), (3, 3, "files"))
@@ -59,8 +59,9 @@ def test_levels_agree(frames: Path, tmp_path: Path) -> None:
 def test_one_input_has_nothing_to_agree_with(frames: Path, tmp_path: Path) -> None:
     """It is read once."""
     (one, *_) = sorted(frames.iterdir())
-    told = json.loads(run("plan", one, *OFFSET, "--json").out)
-    done = run_witnessed(tmp_path / "stats", "mosaic", one, "-o", tmp_path / "out.fits", *OFFSET)
+    words = [one, *OFFSET, "--zero-is-blank", "off"]
+    told = json.loads(run("plan", *words, "--json").out)
+    done = run_witnessed(tmp_path / "stats", "mosaic", *words, "-o", tmp_path / "out.fits")
     assert done.status == 0, done.err
     assert "matched" not in done.err
     assert told["read_bytes"] == done.stats["read_bytes"] == done.stats["input_bytes"]

@@ -14,8 +14,8 @@ import pytest
 from astropy.io import fits
 
 import zmrs
-from child import MIB, run, run_code, run_witnessed
-from sky import constant_frames, write_image
+from child import MIB, run, run_code, run_witnessed, tree
+from sky import alive, constant_frames, write_image
 from zmrs.cli.doctor import as_dict, as_text, examine
 from zmrs.config import Options
 from zmrs.plan import REASONS, Plan, describe, phase5_plan
@@ -25,7 +25,7 @@ from zmrs.probe import Capabilities
 @pytest.fixture(scope="module")
 def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("frames")
-    for number, (image, wcs) in enumerate(constant_frames([1.0, 2.0, 4.0], (300, 200))):
+    for number, (image, wcs) in enumerate(alive(constant_frames([1.0, 2.0, 4.0], (300, 200)))):
         write_image(folder / f"{number}.fits", image, wcs)
     return folder
 
@@ -33,6 +33,7 @@ def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
 CASES: list[tuple[str, ...]] = [
     ("--memory", "300MiB", "--threads", "2"),
     ("--memory", "300MiB", "--threads", "1", "--kernel", "lanczos3"),
+    ("--memory", "300MiB", "--threads", "2", "--combine", "kappa-sigma-stream"),
     (),
 ]
 
@@ -65,12 +66,32 @@ def test_one_plan(words: tuple[str, ...], frames: Path, tmp_path: Path) -> None:
         assert done.stats[figure] == told[figure], figure
 
 
+def test_two_sweeps_are_foretold(frames: Path, tmp_path: Path) -> None:
+    """Twice the bytes are read, and two planes a channel lie in scratch; in each of two passes."""
+    as_is = ["--zero-is-blank", "off"]
+    words = ["--combine", "kappa-sigma-stream", "--memory", "300MiB", "--threads", "2", *as_is]
+    plain = json.loads(run("plan", frames, "--json", *as_is).out)
+    canvas = 4 * plain["grid"]["width"] * plain["grid"]["height"]
+    for more, passes in ([], 1), (["--two-pass"], 2):
+        told = json.loads(run("plan", frames, "--json", *words, *more).out)
+        assert told["read_bytes"] == 2 * passes * plain["read_bytes"]
+        assert told["write_bytes"] == 3 * canvas
+        mean = json.loads(run("plan", frames, "--json", *as_is, *more).out)
+        assert told["scratch_bytes"] == mean["scratch_bytes"] + 2 * canvas
+        assert told["memory"]["terms"]["bounds"] > 0
+        out = ["-o", tmp_path / "out.fits", "--overwrite"]
+        done = run_witnessed(tmp_path / "stats", "mosaic", frames, *out, *words, *more)
+        assert done.status == 0, done.err
+        assert done.stats["read_bytes"] == told["read_bytes"]
+    assert tree(tmp_path) == {"out.fits", "stats"}
+
+
 def test_bytes_of_compressed_inputs_are_read_too(frames: Path, tmp_path: Path) -> None:
     packed = tmp_path / "packed.fits.gz"
     packed.write_bytes(gzip.compress((frames / "0.fits").read_bytes()))
     told = json.loads(run("plan", packed, frames / "1.fits", "--json").out)
-    plain = 4 * 300 * 200
-    assert told["read_bytes"] == packed.stat().st_size + plain
+    plain, looked_at = 4 * 300 * 200, 4 * 32 * 200
+    assert told["read_bytes"] == packed.stat().st_size + plain + looked_at
 
 
 def test_the_plan_of_a_result(frames: Path, tmp_path: Path) -> None:

@@ -134,8 +134,8 @@ def test_the_memory_of_a_large_canvas(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     for n, origin in enumerate([(0, 0), (0, 1100), (0, 2200), (1000, 500), (2100, 1300)]):
-        image = np.full(shape, 100.0 + n, np.float32)
-        sky.write_image(folder / f"{n}.fits", image, sky.shifted_wcs(base, origin, shape))
+        tile = np.full(shape, 100.0 + n, np.float32), sky.shifted_wcs(base, origin, shape)
+        sky.write_image(folder / f"{n}.fits", *sky.alive([tile])[0])
     words = [folder, "--two-pass", "--two-pass-sigma", "120", "--memory", "150MiB"]
     told = json.loads(run("plan", *words, "--json").out)
     done = run_witnessed(tmp_path / "stats", "mosaic", *words, "-o", tmp_path / "out.fits")
@@ -193,7 +193,7 @@ def test_the_stages_are_told(frames: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     events = [json.loads(line) for line in lines(done.err, "{")]
     ends = [(e["stage"], e["event"]) for e in events if e["event"] != "progress"]
-    stages = ("geometry", "mosaic", "two_pass")
+    stages = ("geometry", "survey", "mosaic", "two_pass")
     assert ends == [(stage, event) for stage in stages for event in ("start", "end")]
     assert all(0 <= e["done"] <= e["total"] for e in events)
 

@@ -22,6 +22,7 @@ from astropy.wcs import WCS
 
 import child
 import sky
+import stack_oracle
 import zmrs
 from zmrs import limits
 from zmrs.config import COMBINES, KERNELS
@@ -29,21 +30,22 @@ from zmrs.errors import BudgetError
 from zmrs.simulate import make_frame_wcs
 
 SHAPE = (230, 1300)  # wide enough for blocks narrower than the canvas
+TWO_SWEEPS = "kappa-sigma-stream"
 ANGLES = (0.0, 2.7, 90.0, 137.0, -178.5, 45.0)
 
 
-def frames(channels: int) -> list[sky.Tile]:
-    """Turned frames with holes along the canvas; the first is distorted."""
+def frames(channels: int, layer: int = 0) -> list[sky.Tile]:
+    """Turned frames with holes along the canvas; the first is distorted. Layers differ a little."""
     grid = sky.frame_wcs(SHAPE)
     result = []
-    for n, angle in enumerate(ANGLES):
+    for n, angle in enumerate(angle + 1.7 * layer for angle in ANGLES):
         shape = (170 + 13 * n, 330 - 7 * n)
         centre = grid.all_pix2world(150.0 + 200 * n, 115.0 + 10 * n, 0)
         wcs = make_frame_wcs(
             tuple(map(float, centre)), sky.SCALE_ARCSEC, angle, shape,
             sip_strength=0.0 if n else 3.0,
         )  # fmt: skip
-        rng = np.random.default_rng([n, channels])
+        rng = np.random.default_rng([n, channels, *[layer] * layer])
         full = shape if channels == 1 else (channels, *shape)
         image = (rng.normal(500.0, 100.0, full) * 10.0 ** rng.uniform(-1, 2)).astype(np.float32)
         image[..., rng.random(shape) < 0.01] = np.nan
@@ -62,17 +64,23 @@ def weights_of(tiles: Sequence[sky.Tile]) -> list[Any]:
 
 
 @cache
-def scene(channels: int, weighted: bool) -> tuple[list[sky.Tile], list[Any] | None, WCS]:
-    tiles = frames(channels)
+def scene(
+    channels: int, weighted: bool, layers: int = 1
+) -> tuple[list[sky.Tile], list[Any] | None, WCS]:
+    tiles = [tile for layer in range(layers) for tile in frames(channels, layer)]
     return tiles, weights_of(tiles) if weighted else None, sky.frame_wcs(SHAPE, 1.3)
 
 
 def make(
     kernel: str, combine: str = "mean", channels: int = 1, weighted: bool = False, **kw: Any
 ) -> zmrs.Result:
-    tiles, weights, wcs = scene(channels, weighted)
+    rejects = combine in stack_oracle.JUDGES
+    tiles, weights, wcs = scene(channels, weighted, 3 if rejects else 1)
     if "plan" not in kw:
         kw = {"threads": 2, "memory": "2GiB"} | kw
+    if rejects:
+        # So few inputs lie over one another that 3 would reject nothing.
+        kw["kappa"] = (1.0, 1.1)
     return zmrs.mosaic(
         tiles, wcs=wcs, shape=SHAPE, kernel=kernel, combine=combine, weights=weights, **kw
     )
@@ -91,6 +99,10 @@ def assert_same_bits(result: zmrs.Result, other: zmrs.Result) -> None:
         ours, theirs = getattr(result, name), getattr(other, name)
         differ = ours.view(np.uint32) != theirs.view(np.uint32)
         assert not differ.any(), f"{name}: {differ.sum()} pixels differ"
+    for name in ("rejected_low", "rejected_high"):
+        assert np.array_equal(getattr(result, name), getattr(other, name)), name
+    for ours, theirs in zip(result.inputs, other.inputs, strict=True):
+        assert ours.rejected_fraction == theirs.rejected_fraction
 
 
 # One of each kernel; the weighted and coloured ones take turns with the plain ones.
@@ -135,6 +147,7 @@ def test_every_combine_in_bands_of_three_rows(combine: str) -> None:
     plan = {"rows_per_chunk": 3, "memory_bytes": 1 << 31, "cpu_workers": 3}
     for channels in (1, 3):
         automatic = make("bicubic", combine, channels, True)
+        assert (combine in stack_oracle.JUDGES) == np.any(automatic.rejected_low)
         assert_same_bits(make("bicubic", combine, channels, True, plan=plan), automatic)
 
 
@@ -181,6 +194,36 @@ def test_smallest_blocks(kernel: str, channels: int, weighted: bool) -> None:
     assert narrow.stats["blocks"] > narrow.stats["bands"] > SHAPE[0] // 5
 
 
+@pytest.mark.parametrize(("channels", "weighted"), [(1, True), (3, False)])
+def test_two_sweeps_over_the_inputs(channels: int, weighted: bool) -> None:
+    """Threads, bands, the smallest limit, and inputs that come one after the other."""
+    job = {"kernel": "bilinear", "combine": TWO_SWEEPS, "channels": channels, "weighted": weighted}
+    job |= {"reject_together": channels > 1}
+    wide = make(**job)
+    assert np.any(wide.rejected_low)
+    assert np.any(wide.rejected_high)
+    for threads in (1, 3, 8):
+        assert_same_bits(make(**job, threads=threads), wide)
+    for rows in (1, 47):
+        plan = {"rows_per_chunk": rows, "memory_bytes": 1 << 31, "cpu_workers": 2}
+        assert_same_bits(make(**job, plan=plan), wide)
+    limit = smallest_limit(**job) + (1 << 20)
+    narrow = make(**job, plan={"memory_bytes": limit, "cpu_workers": 2})
+    assert narrow.stats["bands"] > wide.stats["bands"]
+    assert_same_bits(narrow, wide)
+    low, high = 1000, wide.plan.max_chunk_bytes
+    while high - low > 100_000:
+        middle = (low + high) // 2
+        try:
+            in_turn = make(**job, plan={"max_chunk_bytes": middle, "cpu_workers": 2})
+        except BudgetError:
+            low = middle
+        else:
+            high = middle
+            assert_same_bits(in_turn, wide)
+    assert in_turn.stats["blocks"] > in_turn.stats["bands"]
+
+
 _PRINT_DIGESTS = """
 import sys
 sys.path[:0] = sys.argv[1:3]
@@ -199,6 +242,7 @@ def test_instruction_sets() -> None:
         for kernel in KERNELS
         for channels, weighted in ((1, True), (3, False))
     ]
+    jobs += [f"bilinear,{TWO_SWEEPS},{channels},True" for channels in (1, 3)]
     here = [make(k, c, int(n), w == "True") for k, c, n, w in (job.split(",") for job in jobs)]
     best = [digest(result) for result in here]
     folders = [str(path) for path in (sky.__file__, __file__)]

@@ -148,8 +148,21 @@ def test_36_tiles_matched_and_twice(words: tuple[str, ...], tiles_36: Path, work
     assert "--two-pass" not in words or case.two_pass["applied"]
 
 
-@pytest.mark.parametrize("words", [("--match", "offset"), ("--match", "offset", "--two-pass")])
-def test_the_smallest_limit_of_two_passes(
+STREAM = ("--combine", "kappa-sigma-stream")
+
+
+@pytest.mark.parametrize("words", [(), ("--match", "offset", "--two-pass")])
+def test_36_tiles_in_two_sweeps(words: tuple[str, ...], tiles_36: Path, work: Path) -> None:
+    case = mosaic(tiles_36, work, "--memory", "256MiB", *STREAM, *words)
+    case.assert_kept(f"36 tiles, 256 MiB, {' '.join(STREAM + words)}", 256)
+    assert case.read_amplification <= 2.4
+    assert "--two-pass" not in words or case.two_pass["applied"]
+
+
+@pytest.mark.parametrize(
+    "words", [("--match", "offset"), ("--match", "offset", "--two-pass"), STREAM]
+)
+def test_the_smallest_limit_of_longer_ways(
     words: tuple[str, ...], tiles_36: Path, work: Path
 ) -> None:
     """With blurring and matching at their narrowest."""
@@ -157,6 +170,14 @@ def test_the_smallest_limit_of_two_passes(
     limit = smallest_limit(refused)
     case = mosaic(tiles_36, work, "--memory", f"{limit}MiB", *words)
     case.assert_kept(f"36 tiles, {' '.join(words)}, the smallest limit", limit)
+
+
+def test_bounds_in_a_cgroup(tiles_36: Path, work: Path) -> None:
+    """They are written before the output is: dirty pages, too."""
+    with confined(256 * MIB) as enter:
+        case = mosaic(tiles_36, work, "--memory", "256MiB", *STREAM, preexec_fn=enter)
+    case.assert_kept("36 tiles in two sweeps, cgroup of 256 MiB", 256)
+    assert case.scratch_bytes > 256 * MIB
 
 
 def test_the_limit_changes_no_pixel(tiles_36: Path, work: Path) -> None:
@@ -187,6 +208,8 @@ def test_36_tiles_in_colour(work: Path) -> None:
         mosaic(tiles, work, "--memory", "384MiB", "--kernel", "lanczos3").assert_kept(
             "36 RGB tiles, lanczos3", 384
         )
+        case = mosaic(tiles, work, "--memory", "384MiB", *STREAM, "--reject-together")
+        case.assert_kept("36 RGB tiles in two sweeps", 384)
 
 
 def test_strongly_turned_and_distorted_tiles(work: Path) -> None:
@@ -401,6 +424,15 @@ def test_a_thousand_inputs_are_opened_once(thousand: Path, work: Path) -> None:
     assert case.bands == 1
     assert case.files_opened <= 2000
     assert case.read_amplification <= 1.2
+
+
+def test_a_thousand_inputs_in_two_sweeps(thousand: Path, work: Path) -> None:
+    """Loaded in turn, each is read once a sweep; a stack would need all at once."""
+    case = mosaic(thousand, work, "--memory", "192MiB", *STREAM)
+    case.assert_kept("1,000 inputs in two sweeps", 192)
+    assert case.bands == 1
+    assert case.files_opened <= 2 * 2000
+    assert case.read_amplification <= 2.4
 
 
 # ------------------------------------------------------------------------------ the plan is obeyed

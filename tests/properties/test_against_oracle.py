@@ -339,7 +339,7 @@ def test_stored_pixels_mean_what_their_cards_say(
     ("dtype", "cards"),
     [
         (">i2", {"BSCALE": -0.25, "BZERO": 3.5, "BLANK": 17}),
-        (">i4", {"BSCALE": 1e-3, "BZERO": 2147483648.0, "BLANK": -1}),
+        (">i4", {"BSCALE": 1e5, "BZERO": 2147483648.0, "BLANK": -1}),
         (">i8", {"BLANK": 5}),
         ("u1", {"BZERO": -128.0, "BLANK": 0}),
         (">f4", {"BSCALE": 2.0, "BZERO": 7.0}),
@@ -391,7 +391,8 @@ def test_gains_and_offsets_apply_to_values_and_not_to_weights(how: str, tmp_path
     data, coverage = np.empty((1, *SHAPE), np.float32), np.empty(SHAPE, np.float32)
     counts = np.empty((2, *SHAPE), np.int16) if job.counts_rejected else None
     layout = _zmrs.fit(job, plan, 0, 0, 0, True)
-    _zmrs.run_pass_into_arrays(job, layout, data, coverage, counts=counts)
+    scratch = tmp_path / "bounds"
+    _zmrs.run_pass_into_arrays(job, layout, data, coverage, counts=counts, bounds=scratch)
     want = oracle.mosaic(inputs, wcs, SHAPE, how=how, weights=[1.0, 2.0, 3.0], gains=gains)
     assert_equal((data[0], coverage), want)
 

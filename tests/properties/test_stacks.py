@@ -1,4 +1,4 @@
-"""Combines that look at all samples of a pixel, against `stack_oracle`, sample for sample.
+"""Combines that reject samples, and the median, against `stack_oracle`, sample for sample.
 
 Inputs lie on the grid of the output, so their samples are known to the last digit and no decision
 hangs on an interpolation.
@@ -79,7 +79,7 @@ def test_weights(how: str, with_maps: bool) -> None:
     check(made(values, how, weights=weights), stack_oracle.combine(values, full, how), how)
 
 
-@pytest.mark.parametrize("how", ["kappa-sigma", "winsorized"])
+@pytest.mark.parametrize("how", ["kappa-sigma", "kappa-sigma-stream", "winsorized"])
 @pytest.mark.parametrize("together", [False, True])
 def test_channels_apart_and_together(how: str, together: bool) -> None:
     values = scene(12, channels=3)
@@ -102,6 +102,13 @@ def test_no_sample_that_all_channels_keep() -> None:
 @pytest.mark.parametrize("how", ["kappa-sigma", "winsorized", "winsorized-reference"])
 def test_kappas(how: str, kappa: tuple[float, float]) -> None:
     values = scene(17)
+    want = stack_oracle.combine(values, np.ones((17, *SHAPE)), how, kappa=kappa)
+    check(made(values, how, kappa=kappa), want, how)
+
+
+@pytest.mark.parametrize("kappa", [(1.0, 1.0), (1.5, 4.0), (30.0, 2.0)])
+def test_kappas_about_the_mean(kappa: tuple[float, float]) -> None:
+    values, how = scene(17), "kappa-sigma-stream"
     want = stack_oracle.combine(values, np.ones((17, *SHAPE)), how, kappa=kappa)
     check(made(values, how, kappa=kappa), want, how)
 
@@ -232,11 +239,12 @@ def test_canvases_one_pixel_wide(how: str, shape: tuple[int, int]) -> None:
     assert cut.data.shape == shape
 
 
-def test_the_file_has_the_counts(tmp_path: Any) -> None:
-    values = scene(9, channels=3)
+@pytest.mark.parametrize("how", ["kappa-sigma", "kappa-sigma-stream"])
+def test_the_file_has_the_counts(how: str, tmp_path: Any) -> None:
+    values = scene(16, channels=3)
     out = tmp_path / "out.fits"
-    result = made(values, "kappa-sigma", output=out)
-    in_memory = made(values, "kappa-sigma")
+    result = made(values, how, output=out)
+    in_memory = made(values, how)
     with fits.open(out) as hdus:
         assert [hdu.name for hdu in hdus] == ["PRIMARY", "COVERAGE", "REJLOW", "REJHIGH", "INPUTS"]
         for name, want in (

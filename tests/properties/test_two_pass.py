@@ -83,8 +83,17 @@ class Scene:
         return np.nan_to_num(found) > 1e-3
 
     @cached_property
-    def gains(self) -> list[float]:
+    def counts(self) -> Array:
+        """How many inputs cover a pixel: the coverage, unless weights make something else of it."""
         coverage = self.first.coverage.astype(np.float64)
+        if self.weights is None:
+            return coverage
+        masks = [self.mask(number) for number in range(len(self.inputs))]
+        return np.where(coverage > 0, np.sum(masks, axis=0), 0.0)
+
+    @cached_property
+    def gains(self) -> list[float]:
+        coverage = self.counts
         reach = blur(coverage > 0, self.sigma_px)
         mean = np.divide(
             blur(coverage, self.sigma_px), reach, out=np.zeros(self.shape), where=reach > 0

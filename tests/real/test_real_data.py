@@ -22,6 +22,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -177,8 +178,10 @@ def borders(count: np.ndarray) -> np.ndarray:
 def test_mosaic_equals_that_of_reproject(each: Set, table: list[str]) -> None:
     assert each.paths
     template = str(DATA / each.folder / each.grid_of) if each.grid_of else None
-    options = {"rotate": each.rotate} if each.rotate is not None else {}
-    result = unmatched(each.paths, wcs=template, memory="2GiB", threads=2, **options)
+    options: dict[str, Any] = {"rotate": each.rotate} if each.rotate is not None else {}
+    # reproject takes zeros for values, also those that mean that nothing was observed.
+    options |= {"memory": "2GiB", "threads": 2, "zero_is_blank": "off"}
+    result = unmatched(each.paths, wcs=template, **options)
     assert [row.status for row in result.inputs] == ["used"] * len(each.paths)
     ours, coverage = result.data, result.coverage
     reference, count = theirs([read(p, each.hdu) for p in each.paths], result.wcs, ours.shape)

@@ -53,7 +53,7 @@ def test_a_distorted_colour_hdu_is_read_as_its_file_is(tmp_path: Path, wcs: Any)
     bent = make_frame_wcs(sky.CENTER_DEG, 2.0, 10.0, SHAPE, sip_strength=2.0)
     header = bent.to_header(relax=True)
     header["EXPTIME"], header["FILTER"] = "10.0", "R"
-    cube = np.ones((3, *SHAPE), np.float32)
+    cube = np.random.default_rng(3).random((3, *SHAPE), np.float32)
     hdu = fits.PrimaryHDU(cube, header)
     hdu.writeto(tmp_path / "cube.fits")
     from_hdu = unmatched([hdu])

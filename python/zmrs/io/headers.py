@@ -44,11 +44,13 @@ class UnusableError(Exception):
     """Why an HDU cannot be used; ``final`` when looking at further HDUs would do harm.
 
     A broken science image must not be replaced by the error plane that follows it, whereas an
-    image without any WCS may well be a thumbnail in front of the real one.
+    image without any WCS may well be a thumbnail in front of the real one.  ``cause`` is the
+    message without its remedy.
     """
 
     def __init__(self, cause: str, remedy: str, *, final: bool = True) -> None:
         super().__init__(f"{cause}; {remedy}.")
+        self.cause = cause
         self.final = final
 
 
@@ -79,10 +81,22 @@ class Cards:
 
     def text(self, keyword: str) -> tuple[str, bool] | None:
         """Value as text and whether it was quoted; None if absent or undefined."""
+        if len(keyword) > 8:
+            return self._long(keyword.encode())
         start = self._first.get(keyword.ljust(8).encode())
         if start is None:
             return None
         return card_text(self.raw[start : start + CARD_BYTES])
+
+    def _long(self, keyword: bytes) -> tuple[str, bool] | None:
+        """As `text`, of a keyword that only a ``HIERARCH`` card can hold."""
+        start = self.raw.find(b"HIERARCH")
+        while start >= 0:
+            name, _, value = self.raw[start : start + CARD_BYTES].partition(b"=")
+            if start % CARD_BYTES == 0 and name[8:].strip() == keyword:
+                return card_text(b"        =" + value)
+            start = self.raw.find(b"HIERARCH", start + 1)
+        return None
 
     def string(self, keyword: str) -> str | None:
         """Value as a string without outer blanks; None if absent or empty."""
@@ -143,6 +157,10 @@ class Source(Protocol):
         """Up to ``count`` bytes from ``offset`` on; fewer at the end."""
         ...
 
+    def ends_at(self, offset: int) -> bool:
+        """Whether it is known, without reading on, that nothing stands at ``offset``."""
+        ...
+
 
 class PlainSource:
     """An open file read by position."""
@@ -156,6 +174,10 @@ class PlainSource:
         self._stream.seek(offset)
         data: bytes = self._stream.read(count)
         return data
+
+    def ends_at(self, offset: int) -> bool:
+        """Whether nothing stands at ``offset``."""
+        return self.size_bytes is not None and offset >= self.size_bytes
 
 
 class GzipSource:
@@ -187,6 +209,10 @@ class GzipSource:
             raise UnusableError(
                 f"its gzip data are cut or damaged ({error})", "copy the file again or leave it out"
             ) from error
+
+    def ends_at(self, offset: int) -> bool:
+        """Whether the file says of itself that it ends there."""
+        return self._claimed_bytes == offset % 2**32
 
     def missing_bytes(self, end: int) -> int:
         """How many bytes are missing before offset ``end``."""
@@ -318,5 +344,5 @@ def walk(source: Source) -> Iterator[Hdu]:
         hdu = Hdu(index, cards, data_offset, _data_bytes(cards))
         yield hdu
         offset = data_offset + -(-hdu.data_bytes // _BLOCK_BYTES) * _BLOCK_BYTES
-        if source.size_bytes is not None and offset >= source.size_bytes:
+        if source.ends_at(offset):
             return

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use crate::coadd::Combine;
+use crate::coadd::{Combine, Streamed, Sweep};
 use crate::coverage::gains::Rules;
 use crate::geom::CoordGrid;
 use crate::plan::MAX_BYTES;
 use crate::resample::Kernel;
 use crate::source::{Source, Store};
+use crate::weights::Weighting;
 use crate::{Error, Result};
 
 /// Channels of a job at most: what a run of samples keeps on the stack is a multiple of it.
@@ -20,8 +21,11 @@ pub struct Input {
     pub name: String,
     /// Its pixels.
     pub image: Arc<Source>,
-    /// Weight of each pixel, of the image's shape, one plane; not positive or NaN = invalid.
+    /// What weighs each pixel, of the image's shape, one plane; where that is no weight above 0 the
+    /// pixel is invalid.
     pub weight_map: Option<Arc<Source>>,
+    /// What that means, and what else weighs pixels.
+    pub weighting: Weighting,
     /// Where output pixels fall in it.
     pub grid: Arc<CoordGrid>,
     /// Weight of the whole.
@@ -36,6 +40,23 @@ impl Input {
     /// Planes that a window of it holds: its channels, and its weights if it has any.
     pub fn planes(&self) -> usize {
         self.image.channels + usize::from(self.weight_map.is_some())
+    }
+
+    /// Its image, and its weight map if it has one.
+    pub fn sources(&self) -> impl Iterator<Item = &Arc<Source>> {
+        std::iter::once(&self.image).chain(&self.weight_map)
+    }
+
+    /// Files that it is read from.
+    pub fn n_files(&self) -> usize {
+        let in_files = self.sources().filter(|source| matches!(source.store, Store::File { .. }));
+        in_files.count() - usize::from(self.is_one_file())
+    }
+
+    /// Whether its weights are in the file of its pixels.
+    pub fn is_one_file(&self) -> bool {
+        let stores = self.weight_map.as_ref().map(|map| (&map.store, &self.image.store));
+        matches!(stores, Some((Store::File { path: a, .. }, Store::File { path: b, .. })) if a == b)
     }
 }
 
@@ -69,8 +90,7 @@ impl Job {
             return refuse(format!("has {has} channels where the mosaic has {wants}"));
         }
         let [width, height] = input.grid.frame();
-        let mut sources = std::iter::once(&input.image).chain(&input.weight_map);
-        if sources.any(|source| (source.width, source.height) != (width, height)) {
+        if input.sources().any(|source| (source.width, source.height) != (width, height)) {
             return refuse("its pixels, weights and coordinates differ in shape".to_owned());
         }
         if input.weight_map.as_ref().is_some_and(|map| map.channels != 1) {
@@ -78,6 +98,10 @@ impl Job {
         }
         if !(input.weight > 0.0 && input.weight.is_finite()) {
             return refuse("its weight must be finite and above 0".to_owned());
+        }
+        let ramp = input.weighting.feather_px;
+        if !(ramp >= 0.0 && ramp.is_finite()) {
+            return refuse("its ramp must be finite and not negative".to_owned());
         }
         let affine = input.gain.iter().chain(&input.offset);
         let complete = input.gain.len() == self.channels && input.offset.len() == self.channels;
@@ -104,6 +128,13 @@ impl Job {
                 "an output of {width} x {height} pixels is beyond any disk; choose a coarser grid"
             )));
         }
+        if let Combine::Streamed(Streamed { kappa: (low, high), .. }) = self.combine
+            && !(low >= 1.0 && high >= 1.0)
+        {
+            return Err(Error::Argument(format!(
+                "kappas of {low} and {high} may reject every sample; at least 1 is needed"
+            )));
+        }
         self.inputs.iter().try_for_each(|input| self.check(input))
     }
 
@@ -124,16 +155,35 @@ impl Job {
         Ok(job)
     }
 
-    /// Planes that come together while inputs come one after the other: the channels, and the
-    /// weights.
+    /// Whether samples of some input give way to those of others.
+    pub fn gives_way(&self) -> bool {
+        self.inputs.iter().any(|input| input.weighting.saturation.is_some())
+    }
+
+    /// The most planes that come together while inputs come one after the other.
     pub fn running_planes(&self) -> usize {
+        self.most(Sweep::running_planes)
+    }
+
+    /// The most planes of bounds that a sweep looks at.
+    pub fn bounds_planes(&self) -> usize {
+        self.most(Sweep::bounds_planes)
+    }
+
+    fn most(&self, planes: impl Fn(Sweep, usize) -> usize) -> usize {
+        let sweeps = self.combine.sweeps().into_iter();
+        sweeps.map(|sweep| planes(sweep, self.channels)).max().unwrap_or(0)
+    }
+
+    /// Planes of the image: the channels, and the coverage.
+    pub fn image_planes(&self) -> usize {
         self.channels + 1
     }
 
-    /// Planes of the output: the channels, the coverage, and, by channel, how many samples were
-    /// rejected below and above, if the method counts them.
+    /// Planes of the output: those of the image and, by channel, how many samples were rejected
+    /// below and above, if the method counts them.
     pub fn planes(&self) -> usize {
-        self.channels + 1 + self.counted_planes()
+        self.image_planes() + self.counted_planes()
     }
 
     fn counted_planes(&self) -> usize {
@@ -143,7 +193,7 @@ impl Job {
     /// Bytes of the output's planes.
     pub fn output_bytes(&self) -> u64 {
         let each =
-            (self.channels + 1) * size_of::<f32>() + self.counted_planes() * size_of::<i16>();
+            self.image_planes() * size_of::<f32>() + self.counted_planes() * size_of::<i16>();
         [each, self.height, self.width]
             .iter()
             .fold(1, |product: u64, &n| product.saturating_mul(n as u64))
@@ -156,9 +206,15 @@ impl Job {
 
     /// Bytes of all pixels and weights that are read from files.
     pub fn input_bytes(&self) -> u64 {
-        let sources =
-            self.inputs.iter().flat_map(|i| std::iter::once(&i.image).chain(&i.weight_map));
+        let sources = self.inputs.iter().flat_map(Input::sources);
         let in_files = sources.filter(|source| matches!(source.store, Store::File { .. }));
         in_files.map(|source| source.bytes()).sum()
+    }
+
+    /// Bytes of each image and weight map that is brought into memory before the first pass.
+    pub fn deferred_bytes(&self) -> impl Iterator<Item = u64> {
+        let sources = self.inputs.iter().flat_map(Input::sources);
+        let deferred = sources.filter(|source| matches!(source.store, Store::Deferred(_)));
+        deferred.map(|source| source.bytes())
     }
 }

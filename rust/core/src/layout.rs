@@ -10,7 +10,7 @@
 use std::collections::HashSet;
 
 use crate::budget::Projection;
-use crate::coadd::{COLUMNS, Combine, ROWS, Stack, StackBuffers, TileBuffers};
+use crate::coadd::{COLUMNS, ROWS, Stack};
 use crate::coverage::gains::{self, Rules};
 use crate::coverage::marks::{Mark, MarkBuffer};
 use crate::coverage::merge::MergeSink;
@@ -100,12 +100,17 @@ pub struct Traffic {
     pub blocks: usize,
     /// Steps.
     pub steps: usize,
-    /// Bytes read from input files in one pass.
+    /// Bytes read from input files in one pass, in all its sweeps.
     pub read_bytes: u64,
     /// Bytes of pixels written in one pass.
     pub write_bytes: u64,
-    /// Samples of one pass at most: output pixels in the inputs' boxes, each channel by itself.
+    /// Samples of one pass at most, in all its sweeps: output pixels in the inputs' boxes, each
+    /// channel by itself.
     pub samples: u64,
+    /// Sweeps over the inputs in one pass.
+    pub sweeps: u64,
+    /// Bytes of the scratch file of bounds that a pass of several sweeps needs.
+    pub bounds_bytes: u64,
     /// Bytes of scratch files that a second pass needs: one image, and the marks of the inputs (as
     /// many as there are without gaps in their masks; with stacks, at most).
     pub two_pass_bytes: u64,
@@ -183,27 +188,40 @@ impl Layout {
             let is_file =
                 |w: &&Window| matches!(job.inputs[w.input].image.store, Store::File { .. });
             let files: HashSet<_> = step.windows.iter().filter(is_file).map(|w| w.input).collect();
-            need.most_files = need.most_files.max(files.len());
+            let files = files.into_iter().map(|input| job.inputs[input].n_files()).sum();
+            need.most_files = need.most_files.max(files);
         }
         Some(need)
     }
 
+    /// Pixels of a block.
+    pub(crate) fn block_area(self, job: &Job) -> usize {
+        self.band_rows.min(job.height) * self.block_columns.min(job.width)
+    }
+
     /// Values of a block's running planes, which exist when inputs come one after the other.
     pub(crate) fn running_len(self, job: &Job) -> usize {
-        match self.step_values {
-            Some(_) => self.band_rows.min(job.height) * self.block_columns.min(job.width),
-            None => 0,
-        }
+        if self.step_values.is_some() { self.block_area(job) } else { 0 }
     }
 
     fn running_bytes(self, job: &Job) -> u64 {
         (job.running_planes() * self.running_len(job) * size_of::<f64>()) as u64
     }
 
+    /// Bytes of a block's bounds.
+    fn bounds_bytes(self, job: &Job) -> u64 {
+        (job.bounds_planes() * self.block_area(job) * size_of::<f32>()) as u64
+    }
+
     /// Bytes of the output rows: one band that is being computed, one that is being written.
     fn output_bytes(self, job: &Job) -> u64 {
         let rows = self.band_rows.min(job.height);
         (2 * job.planes() * rows * job.width * size_of::<f32>()) as u64
+    }
+
+    /// Bytes of all that holds values of output pixels between two steps.
+    fn pixel_bytes(self, job: &Job) -> u64 {
+        self.output_bytes(job) + self.running_bytes(job) + self.bounds_bytes(job)
     }
 
     /// What one pass will read and write.
@@ -227,12 +245,17 @@ impl Layout {
                 traffic.samples += (served.area() * job.channels) as u64;
                 let columns = if job.combine.is_stacked() { Stack::LEAST_COLUMNS } else { COLUMNS };
                 marks += served.height() * tiles_across(&served, &step.rect, columns);
-                for source in std::iter::once(&input.image).chain(&input.weight_map) {
+                for source in input.sources() {
                     traffic.read_bytes += read_bytes(source, &window.rect, kept);
                 }
             }
             before = Some(step);
         }
+        traffic.sweeps = job.combine.sweeps().len() as u64;
+        traffic.read_bytes *= traffic.sweeps;
+        traffic.samples *= traffic.sweeps;
+        let plane = (job.height * job.width * size_of::<f32>()) as u64;
+        traffic.bounds_bytes = job.bounds_planes() as u64 * plane;
         if job.two_pass.is_some() {
             let image = job.channels * job.height * job.width * size_of::<f32>();
             traffic.two_pass_bytes = (image + marks * size_of::<Mark>()) as u64;
@@ -383,21 +406,22 @@ impl Fitting<'_> {
     }
 
     /// The worst moment with this layout, and the part of it that the plan calls a chunk: windows,
-    /// running values and output rows.
+    /// running values, bounds and output rows.
     fn project(&self, layout: Layout, windows: u64) -> (Projection, u64) {
-        let (running, output) = (layout.running_bytes(self.job), layout.output_bytes(self.job));
         let mut projection = self.fixed.clone();
         projection.add("workers", self.workers_bytes());
         projection.add("windows", windows);
-        projection.add("running values", running);
-        projection.add("output rows", output);
-        let passes = self.workers_bytes() + windows + running + output;
+        projection.add("running values", layout.running_bytes(self.job));
+        projection.add("bounds", layout.bounds_bytes(self.job));
+        projection.add("output rows", layout.output_bytes(self.job));
+        let chunk = windows + layout.pixel_bytes(self.job);
+        let passes = self.workers_bytes() + chunk;
         projection.add("matching", self.matching_bytes(passes));
         projection.add("coverage", coverage_bytes(self.job, passes));
         // Planning may have taken more for a moment than the pass will.
         let above = self.planning_peak_bytes.saturating_sub(projection.total());
         projection.add("planning", above);
-        (projection, windows + running + output)
+        (projection, chunk)
     }
 }
 
@@ -456,7 +480,7 @@ fn tallest_at_once(
 ) -> Option<(Layout, Need)> {
     let fits = |band_rows| {
         let layout = Layout { band_rows, block_columns: columns, step_values: None };
-        let limit = available.checked_sub(layout.output_bytes(job))?;
+        let limit = available.checked_sub(layout.pixel_bytes(job))?;
         layout.need_within(job, limit).map(|need| (layout, need))
     };
     let (mut low, mut high, mut best) = (0, most_rows + 1, None);
@@ -483,7 +507,7 @@ fn tallest_in_turn(
     let mut rows = most_rows;
     while rows >= least_rows.max(1) {
         let mut layout = Layout { band_rows: rows, block_columns: columns, step_values: Some(0) };
-        let rest = available.checked_sub(layout.output_bytes(job) + layout.running_bytes(job));
+        let rest = available.checked_sub(layout.pixel_bytes(job));
         let affordable = rest.unwrap_or(0) as usize / (2 * size_of::<f32>());
         let largest = largest_window(job, columns, rows);
         if affordable >= largest {
@@ -526,11 +550,10 @@ fn least_window_bytes(job: &Job) -> u64 {
 /// All that is not leased from the ledger of a pass.
 fn fixed_terms(job: &Job, plan: &Plan, reserved: &Projection) -> Projection {
     let mut terms = reserved.clone();
-    let in_memory = |i: &&crate::job::Input| matches!(i.image.store, Store::Deferred(_));
-    let deferred = || job.inputs.iter().filter(in_memory).map(|i| i.image.bytes());
-    terms.add("decompressed inputs", deferred().fold(0, u64::saturating_add));
+    terms.add("decompressed inputs", job.deferred_bytes().fold(0, u64::saturating_add));
     // While one is decompressed its file, and copies in other byte orders, exist beside it.
-    terms.add("decompressing", deferred().max().unwrap_or(0).saturating_mul(DECOMPRESSING));
+    let largest = job.deferred_bytes().max().unwrap_or(0);
+    terms.add("decompressing", largest.saturating_mul(DECOMPRESSING));
     terms.add("coordinate grids", job.grid_bytes());
     let threads = plan.cpu_workers + SERVICE_THREADS;
     terms.add("thread stacks", threads * STACK_BYTES as u64);
@@ -544,10 +567,8 @@ fn worker_bytes(job: &Job) -> u64 {
         Some(_) => MarkBuffer::BYTES + MergeSink::worker_bytes(job.channels, job.width),
         None => 0,
     };
-    let gathering = match job.combine {
-        Combine::Running(_) => TileBuffers::bytes(job.channels),
-        Combine::Stacked(_) => StackBuffers::bytes(job),
-    };
+    let sweeps = job.combine.sweeps().into_iter();
+    let gathering = sweeps.map(|sweep| sweep.worker_bytes(job)).max().unwrap_or(0);
     gathering + READ_CHUNK_BYTES as u64 + merging
 }
 

@@ -3,7 +3,8 @@
 //! The way of a pixel: a [`source`] reads and decodes rows of an input into a window; the
 //! coordinate grid ([`geom`]) says where each output pixel falls in that window; a kernel
 //! ([`resample`]) samples it there; a combiner ([`coadd`]) gathers the samples of all inputs; a
-//! [`sink`] writes the finished rows. [`pass`] is the one loop over the output that drives them,
+//! [`sink`] writes the finished rows. [`pass`] is the one loop over the output that drives them
+//! ([`sweeps`]: once or twice),
 //! [`layout`] cuts the output into blocks that fit, and [`budget`] holds the memory promise.
 //!
 //! Nothing here knows Python, and only [`source`] and [`sink`] know files.
@@ -28,6 +29,9 @@ pub mod resample;
 mod rows;
 pub mod sink;
 pub mod source;
+pub mod survey;
+pub mod sweeps;
+pub mod weights;
 pub mod window;
 
 pub use error::{Error, Result};

@@ -11,6 +11,7 @@ use crate::job::{Input, Job};
 use crate::layout::Step;
 use crate::reproject::Loaded;
 use crate::source::{FileCache, read_exact_at};
+use crate::weights::{Weighting, blank_outside, blank_zeros};
 use crate::window::Window;
 use crate::{Error, Result};
 
@@ -156,14 +157,18 @@ impl Loader<'_> {
                 continue;
             }
             let (source, key, channel) = match &input.weight_map {
-                Some(map) if k == input.image.channels => (map, 2 * window.input + 1, 0),
+                Some(map) if k == input.image.channels => {
+                    (map, 2 * window.input + usize::from(!input.is_one_file()), 0)
+                }
                 _ => (&input.image, 2 * window.input, k),
             };
             let out = &mut plane[above + margin..];
             let read = source.read(key, self.files, channel, &inside, out, width, chunk)?;
             self.read_bytes.fetch_add(read, Ordering::Relaxed);
         }
-        share_validity(input, &mut planes);
+        let kept = input.weighting.within_border([frame_width, frame_height]);
+        blank_outside(&kept, &wanted, &mut planes);
+        weigh(input, &mut planes);
         Ok(())
     }
 
@@ -207,15 +212,26 @@ fn keep(rows: &mut Rows, from: &Loaded) {
     }
 }
 
-/// A pixel is valid when it is in every channel and its weight is positive.
-fn share_validity(input: &Input, planes: &mut [&mut [f32]]) {
-    if input.weight_map.is_some()
-        && let Some((weights, _)) = planes.split_last_mut()
-    {
-        for weight in weights.iter_mut() {
-            *weight = if *weight > 0.0 { *weight } else { f32::NAN };
+/// Turn what was stored into pixels with weights, and hide what is saturated.
+fn weigh(input: &Input, planes: &mut [&mut [f32]]) {
+    let Weighting { map, zero_is_blank, saturation, .. } = input.weighting;
+    let (image, weights) = planes.split_at_mut(input.image.channels);
+    for weights in weights {
+        map.convert(weights);
+    }
+    if zero_is_blank {
+        blank_zeros(image);
+    }
+    share_validity(planes);
+    if let Some(saturation) = saturation {
+        for plane in planes.iter_mut().take(input.image.channels) {
+            saturation.hide(plane);
         }
     }
+}
+
+/// A pixel is valid when it is in every channel and has a weight.
+fn share_validity(planes: &mut [&mut [f32]]) {
     let Some((first, others)) = planes.split_first_mut() else { return };
     for other in &*others {
         for (pixel, partner) in first.iter_mut().zip(other.iter()) {

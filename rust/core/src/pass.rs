@@ -14,8 +14,9 @@ use std::thread;
 
 use crate::budget::{LeasedVec, Ledger};
 use crate::cancel::CancelToken;
-use crate::coadd;
+use crate::coadd::{self, Sweep};
 use crate::coverage::marks::Marks;
+use crate::coverage::planes::FilePlanes;
 use crate::geom::Rect;
 use crate::job::Job;
 use crate::layout::{Layout, Step};
@@ -57,15 +58,17 @@ pub struct PassStats {
     pub chunk_peak: u64,
 }
 
-/// Make the mosaic of `job`, cut as `layout` says, with the resources of `plan`. `marks` receives
-/// where each input lies.
-pub fn run_pass(
+/// One sweep over the inputs of `job`, cut as `layout` says, with the resources of `plan`. `marks`
+/// receives where each input lies; `bounds` are what the sweep holds samples against, if it does.
+pub fn run_sweep(
     job: &Job,
+    sweep: Sweep,
     layout: Layout,
     plan: &Plan,
     ledger: &Arc<Ledger>,
     sink: &dyn Sink,
     marks: Option<&Marks>,
+    bounds: Option<&FilePlanes>,
     cancel: &CancelToken,
     progress: &Progress,
 ) -> Result<PassStats> {
@@ -77,19 +80,21 @@ pub fn run_pass(
         loader,
         sink,
         marks,
+        bounds,
         cancel,
         refused: AtomicUsize::new(0),
     };
-    let crew = (0..plan.cpu_workers).map(|_| Worker::new(job, marks.is_some(), ledger));
+    let crew = (0..plan.cpu_workers).map(|_| Worker::new(job, sweep, marks.is_some(), ledger));
     let mut crew = crew.collect::<Result<Vec<_>>>()?;
     let need = layout.need(job);
     let chunk = &ledger.part(plan.max_chunk_bytes.unwrap_or(u64::MAX));
     let arena = |parity: usize| Arena::new(need.values[parity], need.exact[parity], chunk);
     let (mut even, mut odd) = (arena(0)?, arena(1)?);
-    let spare = Band::new(job, layout, chunk)?;
+    let spare = Band::new(job, sweep, layout, chunk)?;
     let mut output = Output {
-        running: planes(job.running_planes(), layout.running_len(job), chunk)?,
-        band: Band::new(job, layout, chunk)?,
+        running: planes(sweep.running_planes(job.channels), layout.running_len(job), chunk)?,
+        bounds: planes(sweep.bounds_planes(job.channels), layout.block_area(job), chunk)?,
+        band: Band::new(job, sweep, layout, chunk)?,
     };
 
     thread::scope(|scope| {
@@ -141,6 +146,7 @@ struct Pass<'a> {
     loader: Loader<'a>,
     sink: &'a dyn Sink,
     marks: Option<&'a Marks>,
+    bounds: Option<&'a FilePlanes>,
     cancel: &'a CancelToken,
     /// Most threads that the system has not granted at once.
     refused: AtomicUsize,
@@ -153,8 +159,8 @@ struct Worker {
 }
 
 impl Worker {
-    fn new(job: &Job, leaves_marks: bool, ledger: &Arc<Ledger>) -> Result<Self> {
-        let bench = Bench::new(job, leaves_marks, ledger)?;
+    fn new(job: &Job, sweep: Sweep, leaves_marks: bool, ledger: &Arc<Ledger>) -> Result<Self> {
+        let bench = Bench::new(job, sweep, leaves_marks, ledger)?;
         Ok(Self { bench, chunk: ledger.zeroed(READ_CHUNK_BYTES)? })
     }
 }
@@ -174,9 +180,9 @@ struct Band {
 }
 
 impl Band {
-    fn new(job: &Job, layout: Layout, ledger: &Arc<Ledger>) -> Result<Self> {
+    fn new(job: &Job, sweep: Sweep, layout: Layout, ledger: &Arc<Ledger>) -> Result<Self> {
         let len = layout.band_rows.min(job.height) * job.width;
-        Ok(Self { planes: planes(job.planes(), len, ledger)?, rows: 0..0 })
+        Ok(Self { planes: planes(sweep.finished_planes(job.channels), len, ledger)?, rows: 0..0 })
     }
 }
 
@@ -185,6 +191,8 @@ struct Output {
     /// Running values of the present block, while inputs are still to come; empty when all inputs
     /// come at once.
     running: Vec<LeasedVec<f64>>,
+    /// Bounds of the present block, if samples are held against some.
+    bounds: Vec<LeasedVec<f32>>,
     band: Band,
 }
 
@@ -256,18 +264,21 @@ impl Pass<'_> {
         let rect = step.rect;
         let in_turn = !(step.is_first && step.is_last);
         let mut running: Vec<_> = output.running.iter_mut().map(|plane| &mut plane[..]).collect();
+        let mut bounds: Vec<_> = output.bounds.iter_mut().map(|plane| &mut plane[..]).collect();
         let mut planes: Vec<_> =
             output.band.planes.iter_mut().map(|plane| &mut plane[..]).collect();
         let mut tasks = Vec::new();
         for y in (rect.y0..rect.y1).step_by(coadd::ROWS) {
             let rows = y..rect.y1.min(y + coadd::ROWS as i64);
             let count = (rows.end - rows.start) as usize;
-            let kept = if in_turn { count * rect.width() } else { 0 };
+            let area = count * rect.width();
+            let kept = if in_turn { area } else { 0 };
             tasks.push(Task::Rows(OutputRows {
                 rect: Rect::new(rect.x0..rect.x1, rows),
                 is_first: step.is_first,
                 is_last: step.is_last,
                 running: running.iter_mut().map(|plane| take_front(plane, kept)).collect(),
+                bounds: bounds.iter_mut().map(|plane| take_front(plane, area)).collect(),
                 planes: planes
                     .iter_mut()
                     .map(|plane| take_front(plane, count * self.job.width))
@@ -288,7 +299,8 @@ impl Pass<'_> {
         match task {
             Task::Load(task) => self.loader.run(task, &mut worker.chunk),
             Task::Rows(mut rows) => {
-                worker.bench.compute(self.job, &self.table, loaded, self.marks, &mut rows)?;
+                let (marks, bounds) = (self.marks, self.bounds);
+                worker.bench.compute(self.job, &self.table, loaded, marks, bounds, &mut rows)?;
                 // A row is complete with the last block of its band.
                 if rows.is_last && rows.rect.x1 == self.job.width as i64 {
                     let span = rows.rect.y0 as usize..rows.rect.y1 as usize;

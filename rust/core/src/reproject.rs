@@ -6,6 +6,7 @@ use crate::geom::{CellKind, CoordGrid, Rect, cubic};
 use crate::job::{Input, Job};
 use crate::position::Clip;
 use crate::resample::{Kernel, Plane, RUN, Run, TapTable, sample};
+use crate::weights::{Patches, feather};
 use crate::window::Window;
 
 /// A window whose pixels have been read.
@@ -35,6 +36,9 @@ impl<'a> Loaded<'a> {
 pub struct Workspace {
     run: Run,
     values: Vec<[f32; RUN]>,
+    patches: Patches,
+    /// Whether samples of the job may give way to others; found out with the first tile.
+    gives_way: Option<bool>,
 }
 
 /// Bring the samples of one loaded window into a tile. Returns how many were valid.
@@ -117,8 +121,9 @@ fn add_run(
     at: (i64, i64),
     space: &mut Workspace,
 ) -> u32 {
-    for (channel, values) in space.values.iter_mut().enumerate() {
-        sample(job.kernel, table, loaded.plane(channel), &space.run, values);
+    let Workspace { run, values, patches, gives_way } = space;
+    for (channel, values) in values.iter_mut().enumerate() {
+        sample(job.kernel, table, loaded.plane(channel), run, values);
     }
     let mut weights = [input.weight; RUN];
     if input.weight_map.is_some() {
@@ -128,15 +133,28 @@ fn add_run(
             _ => Kernel::Bilinear,
         };
         let mut map = [0.0; RUN];
-        sample(kernel, table, loaded.plane(job.channels), &space.run, &mut map);
+        sample(kernel, table, loaded.plane(job.channels), run, &mut map);
         for (i, weight) in weights.iter_mut().enumerate() {
             *weight *= f64::from(map[i]);
-            for values in &mut space.values {
+            for values in &mut *values {
                 values[i] = if map[i].is_nan() { f32::NAN } else { values[i] };
             }
         }
     }
-    tile.add(input, at, &space.values, &weights[..space.run.len])
+    let weighting = &input.weighting;
+    if weighting.feather_px > 0.0 {
+        let frame = weighting.within_border(input.grid.frame());
+        feather(weighting.feather_px, &frame, &loaded.window.rect, run, &mut weights);
+    }
+    if let Some(saturation) = weighting.saturation {
+        let planes = (0..job.channels).map(|channel| loaded.plane(channel));
+        patches.recover(saturation, (job.kernel, table), planes, run, values, &mut weights);
+    }
+    let weights = &weights[..run.len];
+    if *gives_way.get_or_insert_with(|| job.gives_way()) {
+        tile.make_way(at, values, weights);
+    }
+    tile.add(input, at, values, weights)
 }
 
 /// Mark where the mask of the input covers a run, of which `counted` samples are valid.

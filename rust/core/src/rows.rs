@@ -7,9 +7,10 @@ use std::sync::Arc;
 use crate::Result;
 use crate::budget::Ledger;
 use crate::coadd::{
-    COLUMNS, Combine, Gather, Place, Running, Stack, StackBuffers, Stacked, Tile, TileBuffers,
+    Bounds, COLUMNS, Gather, Place, Rule, Stack, StackBuffers, Stacked, Sweep, Tile, TileBuffers,
 };
 use crate::coverage::marks::{MarkBuffer, Marker, Marks};
+use crate::coverage::planes::FilePlanes;
 use crate::cpu::dispatched;
 use crate::geom::Rect;
 use crate::job::Job;
@@ -26,6 +27,8 @@ pub struct OutputRows<'a> {
     pub is_last: bool,
     /// Rows of the running planes, as wide as the block; no values when all inputs come at once.
     pub running: Vec<&'a mut [f64]>,
+    /// Rows of the bounds, as wide as the block, which are read with the first inputs.
+    pub bounds: Vec<&'a mut [f32]>,
     /// Rows of the band, as wide as the canvas.
     pub planes: Vec<&'a mut [f32]>,
 }
@@ -40,18 +43,19 @@ pub struct Bench {
 }
 
 enum Gathering {
-    Running(Running, TileBuffers),
-    Stacked(Stacked, StackBuffers),
+    Tiles(Rule, TileBuffers),
+    Stacks(Stacked, Box<StackBuffers>),
 }
 
 impl Bench {
-    /// A bench for a job, with room for marks if they are wanted.
-    pub fn new(job: &Job, leaves_marks: bool, ledger: &Arc<Ledger>) -> Result<Self> {
-        let gathering = match job.combine {
-            Combine::Running(combine) => {
-                Gathering::Running(combine, TileBuffers::new(job.channels, ledger)?)
+    /// A bench for a sweep of a job, with room for marks if they are wanted.
+    pub fn new(job: &Job, sweep: Sweep, leaves_marks: bool, ledger: &Arc<Ledger>) -> Result<Self> {
+        let gathering = match sweep {
+            Sweep::Tiles(rule) => {
+                let planes = rule.running_planes(job.channels);
+                Gathering::Tiles(rule, TileBuffers::new(planes, ledger)?)
             }
-            Combine::Stacked(how) => Gathering::Stacked(how, StackBuffers::new(job, ledger)?),
+            Sweep::Stacks(how) => Gathering::Stacks(how, Box::new(StackBuffers::new(job, ledger)?)),
         };
         Ok(Self {
             gathering,
@@ -72,15 +76,24 @@ impl Bench {
         &self.rejected
     }
 
-    /// Compute some output rows of a step from its windows; `marks` receives where inputs lie.
+    /// Compute some output rows of a step from its windows; `marks` receives where inputs lie,
+    /// `bounds` has what is kept.
     pub fn compute(
         &mut self,
         job: &Job,
         table: &TapTable,
         loaded: &[Loaded],
         marks: Option<&Marks>,
+        bounds: Option<&FilePlanes>,
         rows: &mut OutputRows,
     ) -> Result<()> {
+        if let Some(file) = bounds
+            && rows.is_first
+        {
+            for (k, plane) in rows.bounds.iter_mut().enumerate() {
+                file.read_rect(k, &rows.rect, plane)?;
+            }
+        }
         let lines = rows.rect.y0 as usize..rows.rect.y1 as usize;
         let scene = Scene { job, table, loaded, marks, lines: &lines };
         compute(self, &scene, rows);
@@ -117,10 +130,11 @@ dispatched! {
 fn compute_here(bench: &mut Bench, scene: &Scene, rows: &mut OutputRows) {
     let Bench { gathering, space, marks, samples, rejected } = bench;
     match gathering {
-        Gathering::Running(combine, buffers) => {
-            compute_tiles(*combine, buffers, scene, rows, space, marks, samples);
+        Gathering::Tiles(rule, buffers) => {
+            let counts = (&mut samples[..], &mut rejected[..]);
+            compute_tiles(*rule, buffers, scene, rows, space, marks, counts);
         }
-        Gathering::Stacked(how, buffers) => {
+        Gathering::Stacks(how, buffers) => {
             let counts = (&mut samples[..], &mut rejected[..]);
             compute_stacks(*how, buffers, scene, rows, space, marks, counts);
         }
@@ -129,23 +143,26 @@ fn compute_here(bench: &mut Bench, scene: &Scene, rows: &mut OutputRows) {
 
 #[inline(always)]
 fn compute_tiles(
-    combine: Running,
+    rule: Rule,
     buffers: &mut TileBuffers,
     scene: &Scene,
     rows: &mut OutputRows,
     space: &mut Workspace,
     marks: &mut Option<MarkBuffer>,
-    samples: &mut [u64],
+    (samples, rejected): (&mut [u64], &mut [u64]),
 ) {
     let rect = rows.rect;
     for x in (rect.x0..rect.x1).step_by(COLUMNS) {
         let area = Rect::new(x..rect.x1.min(x + COLUMNS as i64), rect.y0..rect.y1);
+        // Where the tile lies in planes of the block.
         let kept = Place { stride: rect.width(), column: (x - rect.x0) as usize };
-        let mut tile = if rows.is_first {
-            Tile::begin(combine, area, buffers)
+        let bounds = Bounds { planes: &rows.bounds, place: kept };
+        let mut tile = Tile::new(rule, area, buffers, bounds, rejected);
+        if rows.is_first {
+            tile.clear();
         } else {
-            Tile::resume(combine, area, buffers, &rows.running, kept)
-        };
+            tile.resume(&rows.running, kept);
+        }
         gather(scene, &area, &mut tile, space, marks, samples);
         if rows.is_last {
             let place = Place { stride: scene.job.width, column: x as usize };

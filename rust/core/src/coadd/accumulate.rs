@@ -9,6 +9,14 @@ pub struct Affine {
     pub offset: f64,
 }
 
+impl Affine {
+    /// The value that counts.
+    #[inline(always)]
+    pub fn of(self, value: f32) -> f64 {
+        self.gain * f64::from(value) + self.offset
+    }
+}
+
 /// Bring `values` (NaN = invalid) into the running values. `seen` are the running weights from
 /// before this input, `weights` those of its samples, all of the same length.
 #[inline(always)]
@@ -25,8 +33,7 @@ pub fn add(
             let rule = $rule;
             let samples = values.iter().zip(weights).zip(seen);
             for (state, ((&value, &weight), &seen)) in running.iter_mut().zip(samples) {
-                let scaled = affine.gain * f64::from(value) + affine.offset;
-                let next = rule(*state, scaled, weight, seen);
+                let next = rule(*state, affine.of(value), weight, seen);
                 *state = if value.is_nan() { *state } else { next };
             }
         }};
@@ -56,11 +63,16 @@ pub fn add_weights(values: &[f32], weights: &[f64], running: &mut [f64]) -> u32 
     valid
 }
 
-/// The finished values of a run: NaN where no weight has come together.
+/// The finished values of a run: NaN where no weight has come together. It is negative where all
+/// samples are saturated.
 #[inline(always)]
 pub fn finish(combine: Running, running: &[f64], weights: &[f64], out: &mut [f32]) {
     for ((target, &state), &weight) in out.iter_mut().zip(running).zip(weights) {
-        let value = if combine == Running::Mean { state / weight } else { state };
-        *target = if weight > 0.0 { value as f32 } else { f32::NAN };
+        let value = match combine {
+            Running::Mean => state / weight,
+            Running::Sum if weight < 0.0 => -state,
+            _ => state,
+        };
+        *target = if weight == 0.0 { f32::NAN } else { value as f32 };
     }
 }

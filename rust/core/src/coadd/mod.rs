@@ -1,20 +1,21 @@
 //! Combining the samples of all inputs at a pixel.
 //!
-//! Some methods need a running value and a running weight per pixel ([`Tile`]), in double
-//! precision, so that thousands of 16-bit frames lose no digit. The others look at all samples of
-//! a pixel at once ([`Stack`]). Samples arrive in job order, which is what makes `first`, `last`
-//! and the rounding of sums independent of threads and blocks.
+//! Some methods need a few running values per pixel ([`Tile`]), in double precision, so that
+//! thousands of 16-bit frames lose no digit; one of them in two sweeps over the inputs. The others
+//! look at all samples of a pixel at once ([`Stack`]). Samples arrive in job order, which is what
+//! makes `first`, `last` and the rounding of sums independent of threads and blocks.
 
 mod accumulate;
 mod estimate;
 mod stack;
+mod stream;
 mod tile;
 
 pub use estimate::Estimator;
 pub use stack::{Stack, StackBuffers};
-pub use tile::{COLUMNS, Place, ROWS, Tile, TileBuffers};
+pub use tile::{Bounds, COLUMNS, Place, ROWS, Tile, TileBuffers};
 
-use crate::job::Input;
+use crate::job::{Input, Job};
 use crate::resample::RUN;
 
 /// How the samples of a pixel become one value.
@@ -24,6 +25,8 @@ pub enum Combine {
     Running(Running),
     /// With all samples at once.
     Stacked(Stacked),
+    /// With running values, in two sweeps over the inputs.
+    Streamed(Streamed),
 }
 
 /// What comes together sample by sample.
@@ -50,6 +53,83 @@ pub struct Stacked {
     pub estimator: Estimator,
     /// Whether a sample that one channel rejects is left out of all of them.
     pub together: bool,
+}
+
+/// Clipping for which no samples are held: their moments come together in a first sweep over the
+/// inputs; in a second one, the weighted mean of those that lie within the bounds that follow.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Streamed {
+    /// How many standard deviations below and above the mean samples are kept; at least 1, for
+    /// then some are.
+    pub kappa: (f64, f64),
+    /// See [`Stacked::together`].
+    pub together: bool,
+}
+
+/// What the running values of a tile are.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Rule {
+    /// The value of each channel, and the weight.
+    Value(Running),
+    /// Mean and spread of the samples of each channel, and their number: they lead to bounds.
+    Moments(Streamed),
+    /// Sum, weight and numbers of rejected samples, for the mean of the samples within bounds.
+    Within(Streamed),
+}
+
+impl Rule {
+    /// Running planes of a tile.
+    pub fn running_planes(self, channels: usize) -> usize {
+        match self {
+            Self::Value(_) => channels + 1,
+            Self::Moments(_) => stream::MOMENTS * channels + 1,
+            Self::Within(_) => stream::WITHIN * channels,
+        }
+    }
+}
+
+/// One sweep over the inputs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Sweep {
+    /// With tiles.
+    Tiles(Rule),
+    /// With stacks.
+    Stacks(Stacked),
+}
+
+impl Sweep {
+    /// Planes that it finishes: the channels, the coverage, and, by channel, how many samples were
+    /// rejected below and above, if the method counts them; or the lower and upper bound of each
+    /// channel.
+    pub fn finished_planes(self, channels: usize) -> usize {
+        match self {
+            Self::Tiles(Rule::Moments(_)) => 2 * channels,
+            Self::Tiles(Rule::Within(_)) => 3 * channels + 1,
+            Self::Stacks(how) if how.estimator.rejects() => 3 * channels + 1,
+            Self::Tiles(Rule::Value(_)) | Self::Stacks(_) => channels + 1,
+        }
+    }
+
+    /// Planes that come together while inputs come one after the other.
+    pub fn running_planes(self, channels: usize) -> usize {
+        match self {
+            Self::Tiles(rule) => rule.running_planes(channels),
+            Self::Stacks(_) => 0,
+        }
+    }
+
+    /// Planes of bounds that it looks at.
+    pub fn bounds_planes(self, channels: usize) -> usize {
+        if matches!(self, Self::Tiles(Rule::Within(_))) { 2 * channels } else { 0 }
+    }
+
+    /// Bytes that the tile or stack of one worker leases.
+    pub fn worker_bytes(self, job: &Job) -> u64 {
+        match self {
+            Self::Tiles(rule) => TileBuffers::bytes(rule.running_planes(job.channels)),
+            Self::Stacks(_) => StackBuffers::bytes(job),
+        }
+    }
 }
 
 /// Numbers that some methods need.
@@ -83,11 +163,21 @@ impl Combine {
             "last" => Self::Running(Running::Last),
             "median" => stacked(Estimator::Median),
             "kappa-sigma" => stacked(Estimator::KappaSigma(kappa)),
+            "kappa-sigma-stream" => Self::Streamed(Streamed { kappa, together }),
             "winsorized" => stacked(Estimator::Winsorized(kappa)),
             "winsorized-reference" => stacked(Estimator::WinsorizedReference(kappa.0)),
             "winsor-percentile" => stacked(Estimator::WinsorPercentile(winsor)),
             _ => return None,
         })
+    }
+
+    /// Its sweeps over the inputs, in order; the last one makes the image.
+    pub fn sweeps(self) -> Vec<Sweep> {
+        match self {
+            Self::Running(running) => vec![Sweep::Tiles(Rule::Value(running))],
+            Self::Stacked(how) => vec![Sweep::Stacks(how)],
+            Self::Streamed(how) => [Rule::Moments(how), Rule::Within(how)].map(Sweep::Tiles).into(),
+        }
     }
 
     /// Whether it looks at all samples of a pixel at once.
@@ -97,7 +187,11 @@ impl Combine {
 
     /// Whether it says how many samples it has rejected.
     pub fn rejects(self) -> bool {
-        matches!(self, Self::Stacked(stacked) if stacked.estimator.rejects())
+        match self {
+            Self::Running(_) => false,
+            Self::Stacked(how) => how.estimator.rejects(),
+            Self::Streamed(_) => true,
+        }
     }
 }
 
@@ -105,6 +199,10 @@ impl Combine {
 pub trait Gather {
     /// The samples that follow are of this input.
     fn begin(&mut self, number: usize, input: &Input);
+
+    /// Let the samples of a run that begins at output pixel (x, y), and what is there already, give
+    /// way to each other. Samples of negative weight are saturated: they stand only where all do.
+    fn make_way(&mut self, at: (i64, i64), values: &mut [[f32; RUN]], weights: &[f64]);
 
     /// Bring in a run of samples of `input` that begins at output pixel (x, y): `values` per
     /// channel (NaN = invalid, in all channels alike) and their weights. Returns how many count.

@@ -23,6 +23,9 @@ pub struct StackBuffers {
     sorted: LeasedVec<Lanes>,
     /// By plane of the output.
     finished: LeasedVec<f32>,
+    /// By pixel, where samples may give way: above 0 with a sample that is not saturated, below 0
+    /// with saturated ones only.
+    state: LeasedVec<f32>,
     slots: LeasedVec<Slot>,
     verdicts: Vec<Verdict>,
 }
@@ -53,14 +56,15 @@ fn most_pixels(job: &Job) -> usize {
 }
 
 fn has_maps(job: &Job) -> bool {
-    job.inputs.iter().any(|input| input.weight_map.is_some())
+    job.inputs.iter().any(|input| input.weight_map.is_some() || input.weighting.feather_px > 0.0)
 }
 
 impl StackBuffers {
     /// Bytes that [`new`](Self::new) leases.
     pub fn bytes(job: &Job) -> u64 {
         let samples = capacity(job) * (job.channels + usize::from(has_maps(job)));
-        let finished = job.planes() * most_pixels(job);
+        let states = usize::from(job.gives_way());
+        let finished = (job.planes() + states) * most_pixels(job);
         let each = size_of::<Lanes>() + size_of::<Slot>();
         ((samples + finished) * size_of::<f32>() + job.inputs.len() * each) as u64
     }
@@ -73,6 +77,7 @@ impl StackBuffers {
             weights: ledger.zeroed(if has_maps(job) { samples } else { 0 })?,
             sorted: ledger.zeroed(inputs)?,
             finished: ledger.zeroed(job.planes() * most_pixels(job))?,
+            state: ledger.zeroed(if job.gives_way() { most_pixels(job) } else { 0 })?,
             slots: ledger.zeroed(inputs)?,
             verdicts: Vec::with_capacity(job.channels),
         })
@@ -117,6 +122,7 @@ impl<'a> Stack<'a> {
     ) -> Self {
         let stride = rect.area().next_multiple_of(LANES);
         buffers.values[..job.channels * depth * stride].fill(f32::NAN);
+        buffers.state.fill(0.0);
         Self { rect, how, channels: job.channels, stride, depth, used: 0, buffers }
     }
 
@@ -137,6 +143,14 @@ impl<'a> Stack<'a> {
     }
 }
 
+impl Stack<'_> {
+    /// Place of output pixel (x, y) in a slot.
+    #[inline(always)]
+    fn pixel(&self, (x, y): (i64, i64)) -> usize {
+        (y - self.rect.y0) as usize * self.rect.width() + (x - self.rect.x0) as usize
+    }
+}
+
 impl Gather for Stack<'_> {
     #[inline(always)]
     fn begin(&mut self, number: usize, input: &Input) {
@@ -148,16 +162,40 @@ impl Gather for Stack<'_> {
         }
     }
 
+    fn make_way(&mut self, at: (i64, i64), values: &mut [[f32; RUN]], weights: &[f64]) {
+        let first = self.pixel(at);
+        let Self { channels, stride, depth, used, buffers, .. } = self;
+        for (k, &weight) in weights.iter().enumerate() {
+            if values[0][k].is_nan() {
+                continue;
+            }
+            let state = &mut buffers.state[first + k];
+            if weight < 0.0 && *state > 0.0 {
+                for samples in &mut *values {
+                    samples[k] = f32::NAN;
+                }
+                continue;
+            }
+            if weight > 0.0 && *state < 0.0 {
+                for plane in 0..*channels {
+                    for slot in 0..*used {
+                        buffers.values[(plane * *depth + slot) * *stride + first + k] = f32::NAN;
+                    }
+                }
+            }
+            *state = if weight < 0.0 { -1.0 } else { 1.0 };
+        }
+    }
+
     #[inline(always)]
     fn add(
         &mut self,
         input: &Input,
-        (x, y): (i64, i64),
+        at: (i64, i64),
         values: &[[f32; RUN]],
         weights: &[f64],
     ) -> u32 {
-        let len = weights.len();
-        let pixel = (y - self.rect.y0) as usize * self.rect.width() + (x - self.rect.x0) as usize;
+        let (len, pixel) = (weights.len(), self.pixel(at));
         let first = (self.used - 1) * self.stride + pixel;
         for (channel, values) in values.iter().enumerate() {
             let (gain, offset) = (input.gain[channel], input.offset[channel]);
@@ -170,7 +208,7 @@ impl Gather for Stack<'_> {
         }
         if !self.buffers.weights.is_empty() {
             for (target, &weight) in self.buffers.weights[first..][..len].iter_mut().zip(weights) {
-                *target = weight as f32;
+                *target = weight.abs() as f32;
             }
         }
         values[0][..len].iter().map(|value| u32::from(!value.is_nan())).sum()
@@ -185,7 +223,8 @@ dispatched! {
 #[inline(always)]
 fn estimate_all_here(stack: &mut Stack, planes: usize) {
     let (channels, stride, how) = (stack.channels, stack.stride, stack.how);
-    let StackBuffers { values, weights, sorted, finished, slots, verdicts } = &mut *stack.buffers;
+    let StackBuffers { values, weights, sorted, finished, slots, verdicts, .. } =
+        &mut *stack.buffers;
     let slots = &mut slots[..stack.used];
     let weights_differ =
         !weights.is_empty() || slots.iter().any(|slot| slot.weight != slots[0].weight);

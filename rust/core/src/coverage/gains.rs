@@ -69,7 +69,8 @@ pub struct Means<'a> {
 /// Bytes that the work takes at least, with one worker and histograms for one input.
 pub fn least_bytes(width: usize, sigma_px: f64) -> Result<u64> {
     let gaussian = Gaussian::new(sigma_px)?;
-    Ok(MapSpace::bytes(width, &gaussian).max(SweepSpace::bytes(width, 1)))
+    let gains = MapSpace::bytes(width, &gaussian).max(SweepSpace::bytes(width, 1));
+    Ok(gains.max(super::depth::least_bytes(width)))
 }
 
 /// Coverage rows of finished planes, the last of them.
@@ -139,9 +140,10 @@ pub fn blurred(
 }
 
 /// Rows and the marks that lie in them.
-type Task = (Range<usize>, Vec<Group>);
+pub(super) type Task = (Range<usize>, Vec<Group>);
 
-fn tasks(marks: &Marks) -> Vec<Task> {
+/// All marks, by the rows that were computed together.
+pub(super) fn tasks(marks: &Marks) -> Vec<Task> {
     let mut tasks: Vec<Task> = Vec::new();
     for group in marks.groups() {
         match tasks.last_mut() {

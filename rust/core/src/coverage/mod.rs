@@ -5,6 +5,7 @@
 //! pass two would be much darker.
 
 mod blur;
+pub mod depth;
 pub mod gains;
 mod gaussian;
 mod luminance;

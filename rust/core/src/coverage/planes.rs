@@ -1,7 +1,9 @@
 //! Finished planes that are read back, row by row.
 
 use std::fs::File;
+use std::sync::Arc;
 
+use crate::geom::Rect;
 use crate::sink::Target;
 use crate::source::{SharedBytes, read_exact_at};
 use crate::{Error, Result};
@@ -17,18 +19,45 @@ pub trait Planes: Sync {
 
 /// Planes of single-precision big-endian samples at given places of files.
 pub struct FilePlanes {
-    planes: Vec<(Target, File)>,
+    planes: Vec<(Target, Arc<File>)>,
     width: usize,
 }
 
 impl FilePlanes {
     /// Each plane lies at its target.
     pub fn open(targets: Vec<Target>, width: usize) -> Result<Self> {
-        let open = |target: Target| -> Result<(Target, File)> {
-            let file = File::open(&target.0).map_err(|e| Error::reading(&target.0, &e))?;
-            Ok((target, file))
-        };
-        Ok(Self { planes: targets.into_iter().map(open).collect::<Result<_>>()?, width })
+        let mut planes: Vec<(Target, Arc<File>)> = Vec::with_capacity(targets.len());
+        for target in targets {
+            let known = planes.iter().find(|(other, _)| other.0 == target.0);
+            let file = if let Some((_, file)) = known {
+                Arc::clone(file)
+            } else {
+                Arc::new(File::open(&target.0).map_err(|e| Error::reading(&target.0, &e))?)
+            };
+            planes.push((target, file));
+        }
+        Ok(Self { planes, width })
+    }
+
+    /// Read a rectangle of a plane, row by row into `values`, which it fills.
+    pub fn read_rect(&self, plane: usize, rect: &Rect, values: &mut [f32]) -> Result<()> {
+        let rows = if rect.width() == self.width { rect.height() } else { 1 };
+        let lines = (rect.y0 as usize..).step_by(rows.max(1));
+        for (y, line) in lines.zip(values.chunks_mut(rows * rect.width())) {
+            self.read_from(plane, (rect.x0 as usize, y), line)?;
+        }
+        Ok(())
+    }
+
+    /// Read values of a plane, one after the other from pixel (x, y) on.
+    fn read_from(&self, plane: usize, (x, y): (usize, usize), values: &mut [f32]) -> Result<()> {
+        let ((path, offset), file) = &self.planes[plane];
+        let at = offset + ((y * self.width + x) * size_of::<f32>()) as u64;
+        let bytes = as_bytes_mut(values);
+        read_exact_at(file, bytes, at).map_err(|e| Error::reading(path, &e))?;
+        // From big-endian is the same as to big-endian.
+        crate::cpu::encode(values);
+        Ok(())
     }
 }
 
@@ -38,13 +67,7 @@ impl Planes for FilePlanes {
     }
 
     fn read(&self, plane: usize, y: usize, row: &mut [f32]) -> Result<()> {
-        let ((path, offset), file) = &self.planes[plane];
-        let at = offset + (y * self.width * size_of::<f32>()) as u64;
-        let bytes = as_bytes_mut(row);
-        read_exact_at(file, bytes, at).map_err(|e| Error::reading(path, &e))?;
-        // From big-endian is the same as to big-endian.
-        crate::cpu::encode(row);
-        Ok(())
+        self.read_from(plane, (0, y), row)
     }
 }
 

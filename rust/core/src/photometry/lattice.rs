@@ -187,6 +187,7 @@ mod tests {
             name: String::new(),
             image: Arc::new(Source { store, encoding, channels, width, height }),
             weight_map: None,
+            weighting: crate::weights::Weighting::default(),
             grid: Arc::new(grid),
             weight: 1.0,
             gain: vec![1.0; channels],

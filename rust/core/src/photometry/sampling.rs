@@ -71,6 +71,18 @@ impl Sampled {
         &self.values[channel * self.points..][..self.points]
     }
 
+    /// Make the samples at some slots invalid in all channels where they are in one: a pixel may be
+    /// saturated in a single channel.
+    fn share_validity(&mut self, slots: &[u32]) {
+        let points = self.points;
+        for &slot in slots {
+            let mut samples = self.values.chunks_mut(points).map(|plane| plane[slot as usize]);
+            if samples.any(f32::is_nan) {
+                self.values.chunks_mut(points).for_each(|plane| plane[slot as usize] = f32::NAN);
+            }
+        }
+    }
+
     /// Stretches of the lattice that both have: where the samples of each begin, and how many.
     pub fn common<'a>(
         &'a self,
@@ -423,6 +435,9 @@ impl Chunk<'_> {
                 sampled.values[first + slot as usize] = value;
             }
         }
+        if input.weighting.saturation.is_some() {
+            sampled.share_validity(&batch.slots);
+        }
         batch.places.clear();
         batch.slots.clear();
     }
@@ -511,6 +526,7 @@ mod tests {
             name: String::new(),
             image: Arc::clone(&image),
             weight_map: Some(Arc::clone(&weights)),
+            weighting: crate::weights::Weighting::default(),
             grid: Arc::new(grid),
             weight: 1.0,
             gain: vec![1.0; 2],

@@ -187,7 +187,7 @@ mod tests {
             assert!(left.len() >= samples.len().min(2), "{left:?}");
             assert!(!kept(samples, |c| winsorized(c, (0.1, 0.1))).is_empty());
         }
-        assert_eq!(kept(&[], |c| kappa_sigma(c, (3.0, 3.0))), []);
+        assert!(kept(&[], |c| kappa_sigma(c, (3.0, 3.0))).is_empty());
         assert_eq!(kept(&[4.0; 7], |c| winsorized(c, (3.0, 3.0))), [4.0; 7]);
     }
 }

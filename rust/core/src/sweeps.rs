@@ -1,0 +1,62 @@
+//! The sweeps of a pass over its inputs: one for most combines; for the one that clips without
+//! holding samples two, of which the first leaves bounds in a scratch file for the second.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::budget::Ledger;
+use crate::cancel::CancelToken;
+use crate::coverage::marks::Marks;
+use crate::coverage::planes::FilePlanes;
+use crate::job::Job;
+use crate::layout::Layout;
+use crate::pass::{PassStats, Progress, run_sweep};
+use crate::plan::Plan;
+use crate::sink::{FitsSink, Sink};
+use crate::{Error, Result};
+
+/// Where the first of two sweeps may leave what it has found.
+#[derive(Clone, Copy, Debug)]
+pub struct Scratch<'a> {
+    /// A file, to be made anew.
+    pub path: &'a Path,
+    /// As for [`FitsSink::open`].
+    pub write_back: bool,
+}
+
+/// Make the mosaic of `job`, cut as `layout` says, with the resources of `plan`. `marks` receives
+/// where each input lies; `scratch` is needed by combines in two sweeps.
+pub fn run_pass(
+    job: &Job,
+    layout: Layout,
+    plan: &Plan,
+    ledger: &Arc<Ledger>,
+    sink: &dyn Sink,
+    marks: Option<&Marks>,
+    scratch: Option<Scratch>,
+    cancel: &CancelToken,
+    progress: &Progress,
+) -> Result<PassStats> {
+    let run = |sweep, sink, marks, bounds| {
+        run_sweep(job, sweep, layout, plan, ledger, sink, marks, bounds, cancel, progress)
+    };
+    let sweeps = job.combine.sweeps();
+    let [first, second] = sweeps[..] else { return run(sweeps[0], sink, marks, None) };
+    let missing = || Error::Argument("a combine in two sweeps needs a scratch file".to_owned());
+    let Scratch { path, write_back } = scratch.ok_or_else(missing)?;
+    File::create(path).map_err(|e| Error::writing(path, &e))?;
+    let plane = (job.height * job.width * size_of::<f32>()) as u64;
+    let planes = first.finished_planes(job.channels) as u64;
+    let targets: Vec<_> = (0..planes).map(|k| (path.to_owned(), k * plane)).collect();
+    let bounds = FitsSink::open(targets.clone(), targets.len(), job.width, write_back)?;
+    let before = run(first, &bounds, None, None)?;
+    let bounds = FilePlanes::open(targets, job.width)?;
+    let stats = run(second, sink, marks, Some(&bounds))?;
+    Ok(PassStats {
+        files_opened: before.files_opened + stats.files_opened,
+        workers: before.workers.min(stats.workers),
+        chunk_peak: before.chunk_peak.max(stats.chunk_peak),
+        ..stats
+    })
+}
