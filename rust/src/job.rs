@@ -9,6 +9,7 @@ use pyo3::prelude::*;
 use zmrs_core::coadd::Combine;
 use zmrs_core::coverage::gains::Rules;
 use zmrs_core::job;
+use zmrs_core::photometry::{self, GainRules};
 use zmrs_core::resample::Kernel;
 use zmrs_core::source::{self, Encoding, SampleType, SharedBytes, Store};
 
@@ -134,7 +135,8 @@ pub struct Job(pub job::Job);
 #[pymethods]
 impl Job {
     #[new]
-    #[pyo3(signature = (shape, kernel, combine, inputs, *, match_offsets=false, two_pass=None))]
+    #[pyo3(signature = (shape, kernel, combine, inputs, *, match_offsets=false, match_gains=None,
+                        most_offset=f64::INFINITY, two_pass=None))]
     fn new(
         py: Python<'_>,
         shape: (usize, usize, usize),
@@ -142,10 +144,14 @@ impl Job {
         combine: &str,
         inputs: Vec<Bound<'_, Input>>,
         match_offsets: bool,
+        match_gains: Option<(f64, f64, f64, f64)>,
+        most_offset: f64,
         two_pass: Option<(f64, f64, f64, f64)>,
     ) -> PyResult<Self> {
         let rules =
             |(sigma_px, low, high, threshold)| Rules { sigma_px, clip: (low, high), threshold };
+        let of_gains = |(low, high, from, to)| GainRules { limits: (low, high), band: (from, to) };
+        let matching = photometry::Rules { gains: match_gains.map(of_gains), most_offset };
         let unknown = |what, name| PyValueError::new_err(format!("there is no {what} '{name}'"));
         let job = job::Job {
             channels: shape.0,
@@ -154,7 +160,7 @@ impl Job {
             kernel: Kernel::from_name(kernel).ok_or_else(|| unknown("kernel", kernel))?,
             combine: Combine::from_name(combine).ok_or_else(|| unknown("combine", combine))?,
             inputs: inputs.iter().map(|input| input.get().0.clone()).collect(),
-            match_offsets,
+            matching: (match_offsets || match_gains.is_some()).then_some(matching),
             two_pass: two_pass.map(rules),
         };
         job.validate().map_err(|e| errors::to_py(py, &e))?;

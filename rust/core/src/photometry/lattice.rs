@@ -190,7 +190,7 @@ mod tests {
             kernel,
             combine: Combine::Mean,
             inputs,
-            match_offsets: true,
+            matching: None,
             two_pass: None,
         }
     }
