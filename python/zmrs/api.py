@@ -64,7 +64,8 @@ def mosaic(
         ``mean``, ``sum``, ``min``, ``max``, ``first`` or ``last``.
     match
         Photometric matching: ``offset`` brings inputs to a common sky level where they overlap,
-        ``none`` takes them as they are.
+        ``gain`` to a common scale before, ``none`` takes them as they are; ``match_gain_limits``,
+        ``match_offset_limit`` and ``match_sky`` among the `options` say how.
     two_pass
         Even out the brightness of the inputs by their coverage, in a second pass;
         ``two_pass_sigma`` and ``two_pass_gain_clip`` among the `options` say how.
@@ -83,7 +84,8 @@ def mosaic(
     **options
         The other fields of `zmrs.config.Options`: ``hdu``, ``recursive``, ``scale``, ``center``,
         ``size``, ``projection``, ``frame``, ``rotate``, ``max_output_pixels``, ``strict``,
-        ``scratch``, ``two_pass_sigma``, ``two_pass_gain_clip``.
+        ``scratch``, ``match_gain_limits``, ``match_offset_limit``, ``match_sky``,
+        ``two_pass_sigma``, ``two_pass_gain_clip``.
 
     Returns
     -------

@@ -31,7 +31,7 @@ __all__ = [
 
 KERNELS = ("nearest", "bilinear", "bicubic", "lanczos2", "lanczos3")
 COMBINES = ("mean", "sum", "min", "max", "first", "last")
-MATCHES = ("none", "offset")
+MATCHES = ("none", "offset", "gain")
 PROGRESS = ("auto", "bar", "json", "none")
 FRAMES = ("icrs", "galactic")
 MOST_SIGMA_PX = 16384
@@ -75,7 +75,30 @@ class Options:
         "mean", "How the samples of a pixel are combined", kind="choice", choices=COMBINES
     )
     match: str = _option(
-        "offset", "Photometric matching of the inputs", kind="choice", choices=MATCHES
+        "offset",
+        "Photometric matching of the inputs: sky levels only, or gains too, where overlaps show"
+        " enough structure",
+        kind="choice",
+        choices=MATCHES,
+    )
+    match_gain_limits: tuple[float, float] = _option(
+        (0.5, 2.0),
+        "Least and greatest gain of --match gain; greater changes are clipped",
+        kind="pair",
+        metavar="LO,HI",
+    )
+    match_offset_limit: float | None = _option(
+        None,
+        "Greatest offset, up or down, in the inputs' units; greater ones are clipped"
+        " [default: no limit]",
+        kind="number",
+        metavar="X",
+    )
+    match_sky: tuple[float, float] = _option(
+        (0.0, 100.0),
+        "Percentiles of brightness in an overlap between which gains are measured",
+        kind="pair",
+        metavar="LO,HI",
     )
     two_pass: bool = _option(
         False, "Even out the brightness of inputs by their coverage, in a second pass", kind="flag"
@@ -147,6 +170,25 @@ class Options:
         if len(clip) != 2 or not all(0 < bound < math.inf for bound in clip):
             raise UsageError(
                 f"--two-pass-gain-clip: {as_text(clip)} are no gains; give two numbers above 0."
+            )
+        self._check_matching()
+
+    def _check_matching(self) -> None:
+        """Refuse limits and percentiles that make no sense."""
+        limits, sky = tuple(self.match_gain_limits), tuple(self.match_sky)
+        if len(limits) != 2 or not 0 < limits[0] <= 1 <= limits[1] < math.inf:
+            raise UsageError(
+                f"--match-gain-limits: {as_text(limits)} do not enclose 1; give two numbers above"
+                " 0, one on each side of it."
+            )
+        if len(sky) != 2 or not 0 <= sky[0] < sky[1] <= 100:
+            raise UsageError(
+                f"--match-sky: {as_text(sky)} are no range; give two percentiles, the lower first."
+            )
+        if self.match_offset_limit is not None and not self.match_offset_limit >= 0:
+            raise UsageError(
+                f"--match-offset-limit: {self.match_offset_limit:g} is below 0; give a number of"
+                " at least 0."
             )
 
 

@@ -1,4 +1,4 @@
-"""Photometry between inputs: sky levels that agree where they overlap."""
+"""Photometry between inputs: gains and sky levels that agree where they overlap."""
 
 from __future__ import annotations
 
@@ -7,28 +7,33 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from zmrs import _zmrs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from zmrs.config import Options
     from zmrs.pipeline import Prepared
 
-__all__ = ["Matching", "match"]
+__all__ = ["Matching", "match", "rules"]
 
 log = logging.getLogger("zmrs")
 
 
 @dataclass(frozen=True)
 class Matching:
-    """Offsets of the inputs.
+    """Gains and offsets of the inputs.
 
     Attributes
     ----------
     samples
         The inputs on the common lattice; None once they are not needed again.
+    gain_solution
+        What their structure leads to; None where only offsets are matched.
     solution
-        What they lead to.
+        What their levels lead to, after these gains.
     lattice_px, n_samples
         Spacing of the lattice, and samples of all inputs.
     seconds
@@ -36,35 +41,68 @@ class Matching:
     """
 
     samples: _zmrs.LatticeSamples | None
+    gain_solution: _zmrs.GainSolution | None
     solution: _zmrs.OffsetSolution
     lattice_px: int
     n_samples: int
     seconds: float
 
+    @property
+    def gains(self) -> list[list[float]]:
+        """Gains by input and channel."""
+        if self.gain_solution is None:
+            return [[1.0] * len(offsets) for offsets in self.solution.offsets]
+        return self.gain_solution.gains
+
     def offsets_after(self, gains: Sequence[float]) -> list[list[float]]:
-        """Offsets by input and channel, once the inputs are multiplied by gains."""
+        """Offsets by input and channel, once the inputs are multiplied by gains, and by `gains`."""
         assert self.samples is not None
-        return self.samples.solve_offsets(gains).offsets
+        matched = None if self.gain_solution is None else self.gain_solution.gains
+        return self.samples.solve_offsets(gains, matched).offsets
 
     def figures(self) -> dict[str, Any]:
         """For the figures of a run."""
-        return {
+        of_levels = {
             "lattice_px": self.lattice_px,
             "samples": self.n_samples,
             "pairs": self.solution.n_pairs,
             "components": len(set(self.solution.components)),
             "rms": self.solution.rms,
+            "clipped": self.solution.n_clipped,
             "seconds": self.seconds,
+        }
+        found = self.gain_solution
+        if found is None:
+            return of_levels
+        gains = found.gains
+        return of_levels | {
+            "clipped": self.solution.n_clipped + found.n_clipped,
+            "rejected_pairs": int(np.sum(np.logical_or(found.rejected, self.solution.rejected))),
+            "gain_pairs": found.n_pairs,
+            "gain_groups": found.n_groups,
+            "gain_rms": found.rms,
+            "gain_range": (float(np.min(gains)), float(np.max(gains))),
         }
 
 
-def match(prepared: Prepared) -> Matching:
-    """Solve for the offsets of all inputs."""
+def rules(options: Options) -> dict[str, Any]:
+    """How inputs are matched, as the engine's job takes it."""
+    gains = (*options.match_gain_limits, *options.match_sky)
+    return {
+        "match_offsets": options.match != "none",
+        "match_gains": gains if options.match == "gain" else None,
+        "most_offset": np.inf if options.match_offset_limit is None else options.match_offset_limit,
+    }
+
+
+def match(prepared: Prepared, *, with_gains: bool) -> Matching:
+    """Solve for the offsets of all inputs, or for their gains and then for the offsets."""
     began = time.perf_counter()
     samples = _zmrs.sample_lattice(prepared.job, prepared.plan)
-    solution = samples.solve_offsets()
+    found = samples.solve_gains() if with_gains else None
+    solution = samples.solve_offsets(matched=None if found is None else found.gains)
     seconds = time.perf_counter() - began
-    matching = Matching(samples, solution, samples.spacing, samples.count, seconds)
+    matching = Matching(samples, found, solution, samples.spacing, samples.count, seconds)
     figures = matching.figures()
     log.info(
         "matched %d inputs by %d overlaps, connected groups: %d, rms %.3g",
@@ -73,4 +111,35 @@ def match(prepared: Prepared) -> Matching:
         figures["components"],
         figures["rms"],
     )
+    if figures["clipped"]:
+        log.warning("%d gains or offsets are at their limits", figures["clipped"])
+    if found is not None:
+        _tell_of_gains(found, solution, figures, [p.image.name for p in prepared.placed])
     return matching
+
+
+def _tell_of_gains(
+    found: _zmrs.GainSolution,
+    solution: _zmrs.OffsetSolution,
+    figures: dict[str, Any],
+    names: Sequence[str],
+) -> None:
+    """Log what gains were found, and which pairs contradict the others."""
+    if len(names) > 1 and not figures["gain_pairs"]:
+        log.warning("no overlap shows enough structure to measure gains; they stay at 1")
+    low, high = figures["gain_range"]
+    log.info(
+        "gains %.4f to %.4f from %d overlaps, connected groups: %d, rms %.3g; pairs rejected: %d",
+        low,
+        high,
+        figures["gain_pairs"],
+        figures["gain_groups"],
+        figures["gain_rms"],
+        figures["rejected_pairs"],
+    )
+    if not log.isEnabledFor(logging.DEBUG):
+        return
+    for is_rejected, what in ((found.rejected, "gain"), (solution.rejected, "level")):
+        for pair, rejected in zip(solution.pairs, is_rejected, strict=True):
+            if rejected:
+                log.debug("rejected: the %ss of %s and %s", what, names[pair[0]], names[pair[1]])

@@ -202,7 +202,7 @@ def prepare(
         allowed=allowed,
         reserved_bytes=reserved,
         n_passes=2 if options.two_pass else 1,
-        matching_bytes=job.input_bytes if options.match == "offset" else 0,
+        matching_bytes=job.input_bytes if options.match != "none" else 0,
         compressed_bytes=sum(
             inputs.file_bytes(one.image) for one in placed if inputs.is_compressed(one.image)
         ),
@@ -213,7 +213,7 @@ def prepare(
         + forecast.seconds(
             layout,
             options.kernel,
-            matches=options.match == "offset",
+            matches=options.match != "none",
             pixels=chosen.height * chosen.width if options.two_pass else 0,
         ),
     )
@@ -374,7 +374,7 @@ def _job(
         options.kernel,
         options.combine,
         each,
-        match_offsets=options.match == "offset",
+        **photometry.rules(options),
         two_pass=rules if options.two_pass else None,
     )
 
@@ -493,13 +493,12 @@ def _run(
 
 
 def _matched(prepared: Prepared, options: Options) -> tuple[Prepared, photometry.Matching | None]:
-    """The job with the offsets of its inputs, if they are to be matched."""
+    """The job with the gains and offsets of its inputs, if they are to be matched."""
     if options.match == "none":
         return prepared, None
-    matching = photometry.match(prepared)
+    matching = photometry.match(prepared, with_gains=options.match == "gain")
     prepared.seconds["match"] = matching.seconds
-    ones = [[1.0] * prepared.channels for _ in prepared.placed]
-    job = prepared.job.with_photometry(ones, matching.solution.offsets)
+    job = prepared.job.with_photometry(matching.gains, matching.solution.offsets)
     if not options.two_pass:
         # The pass will need the memory.
         matching = replace(matching, samples=None)

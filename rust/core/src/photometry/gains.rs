@@ -67,8 +67,8 @@ pub struct Gains {
     pub residuals: Vec<f64>,
     /// By pair: whether it contradicts the others in some channel.
     pub rejected: Vec<bool>,
-    /// How many groups of inputs are connected by measured ratios, the channels summed up. The mean
-    /// gain of each is 1, unless gains were clipped.
+    /// How many groups of inputs are connected by measured ratios, in the channel with most. The
+    /// mean gain of each is 1, unless gains were clipped.
     pub groups: usize,
     /// Gains that were clipped.
     pub clipped: usize,
@@ -197,7 +197,7 @@ impl Gains {
         }
         let mut sizes = vec![0; groups.count];
         groups.number.iter().for_each(|&group| sizes[group] += 1);
-        self.groups += sizes.iter().filter(|&&size| size > 1).count();
+        self.groups = self.groups.max(sizes.iter().filter(|&&size| size > 1).count());
         Ok(())
     }
 }

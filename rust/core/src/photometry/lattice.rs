@@ -9,6 +9,10 @@ use crate::job::Job;
 /// thousands for a modest overlap.
 const LEAST_SPACING: usize = 8;
 
+/// The same where gains are measured, whose noise is that of all samples together: neighbours share
+/// no pixels still.
+const LEAST_SPACING_OF_GAINS: usize = 2;
+
 /// Lattice points of all inputs together, unless small overlaps need more.
 const PREFERRED_POINTS: usize = 4 << 20;
 
@@ -61,12 +65,14 @@ impl Lattice {
             down: job.height.div_ceil(spacing),
         };
         let most = MOST_VALUES / job.channels;
-        let mut spacing = LEAST_SPACING;
+        let has_gains = job.matching.is_some_and(|rules| rules.gains.is_some());
+        let least = if has_gains { LEAST_SPACING_OF_GAINS } else { LEAST_SPACING };
+        let mut spacing = least;
         while !at(spacing).is_within(job, most.min(PREFERRED_POINTS)) {
             spacing *= 2;
         }
         let side = typical_side(job);
-        while spacing > LEAST_SPACING
+        while spacing > least
             && side < LEAST_STEPS * spacing
             && at(spacing / 2).is_within(job, most)
         {

@@ -3,9 +3,12 @@
 /// A lattice point of both inputs.
 #[derive(Clone, Copy)]
 pub struct Point {
-    /// The bits of its column and row, interleaved: sorted by this number, the points of a block
-    /// follow each other, and so do blocks that lie together.
-    pub number: u64,
+    /// Number of its block.
+    pub block: u64,
+    /// Column.
+    pub x: u32,
+    /// Row.
+    pub y: u32,
     /// Sample of the first input.
     pub a: f32,
     /// Sample of the second input.
@@ -13,14 +16,8 @@ pub struct Point {
 }
 
 impl Point {
-    /// A point at a column and row.
-    pub fn new(x: u32, y: u32, a: f32, b: f32) -> Self {
-        Self { number: spread_out(x) | spread_out(y) << 1, a, b }
-    }
-
-    /// Its column and row.
     fn place(&self) -> [f64; 2] {
-        [every_other(self.number), every_other(self.number >> 1)].map(f64::from)
+        [self.x, self.y].map(f64::from)
     }
 }
 
@@ -112,6 +109,10 @@ pub struct Sums {
     pub zb: f64,
     /// The instrument squared.
     pub zz: f64,
+    /// The first input squared.
+    pub aa: f64,
+    /// Variance of the first product, were the instrument independent of it.
+    pub chance: f64,
 }
 
 impl Sums {
@@ -120,23 +121,22 @@ impl Sums {
     pub fn of<'a>(points: impl Iterator<Item = &'a Point>, plane: &Plane, most: f64) -> Self {
         let (mut n, mut a, mut b, mut z) = (0.0, 0.0, 0.0, 0.0);
         // With itself.
-        let (mut za, mut zb, mut zz) = (0.0, 0.0, 0.0);
+        let (mut za, mut zb, mut zz, mut aa) = (0.0, 0.0, 0.0, 0.0);
         for point in points {
             let [of_a, of_b] = plane.above(point);
             let of_z = (of_a + of_b).clamp(-most, most);
             n += 1.0;
             (a, b, z) = (a + of_a, b + of_b, z + of_z);
             (za, zb, zz) = (za + of_z * of_a, zb + of_z * of_b, zz + of_z * of_z);
+            aa += of_a * of_a;
         }
         if n < 2.0 {
             return Self::default();
         }
         let others = n - 1.0;
-        Self {
-            za: (z * a - za) / others,
-            zb: (z * b - zb) / others,
-            zz: ((n - 2.0) * z * z + zz) / (others * others),
-        }
+        let zz = ((n - 2.0) * z * z + zz) / (others * others);
+        let chance = zz * aa / n;
+        Self { za: (z * a - za) / others, zb: (z * b - zb) / others, zz, aa, chance }
     }
 
     /// Add those of another block.
@@ -144,55 +144,17 @@ impl Sums {
         self.za += more.za;
         self.zb += more.zb;
         self.zz += more.zz;
+        self.aa += more.aa;
+        self.chance += more.chance;
     }
 }
-
-/// The bits of a number, with a gap after each.
-fn spread_out(number: u32) -> u64 {
-    let mut bits = u64::from(number);
-    for (shift, mask) in STAGES {
-        bits = (bits | bits << shift) & mask;
-    }
-    bits
-}
-
-/// Every other bit, from the lowest one on.
-fn every_other(bits: u64) -> u32 {
-    let mut bits = bits & STAGES[4].1;
-    for ((shift, _), mask) in STAGES.into_iter().rev().zip(MASKS_UP) {
-        bits = (bits | bits >> shift) & mask;
-    }
-    bits as u32
-}
-
-/// How groups of bits move apart: by how much, and where they are then.
-const STAGES: [(u32, u64); 5] = [
-    (16, 0x0000_FFFF_0000_FFFF),
-    (8, 0x00FF_00FF_00FF_00FF),
-    (4, 0x0F0F_0F0F_0F0F_0F0F),
-    (2, 0x3333_3333_3333_3333),
-    (1, 0x5555_5555_5555_5555),
-];
-
-/// Where they are on the way back.
-const MASKS_UP: [u64; 5] = [
-    0x3333_3333_3333_3333,
-    0x0F0F_0F0F_0F0F_0F0F,
-    0x00FF_00FF_00FF_00FF,
-    0x0000_FFFF_0000_FFFF,
-    0x0000_0000_FFFF_FFFF,
-];
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn places_are_interleaved_and_found_again() {
-        for (x, y) in [(0, 0), (1, 0), (0, 1), (5, 9), (u32::MAX, 0), (123_456_789, u32::MAX)] {
-            assert_eq!(Point::new(x, y, 0.0, 0.0).place(), [x, y].map(f64::from));
-        }
-        assert_eq!(Point::new(0b11, 0b01, 0.0, 0.0).number, 0b0111);
+    fn point(x: u32, y: u32, a: f32, b: f32) -> Point {
+        Point { block: 0, x, y, a, b }
     }
 
     #[test]
@@ -200,13 +162,13 @@ mod tests {
         let value = |x: u32, y: u32| 1000.0 + 3.0 * x as f32 - 0.5 * y as f32;
         let all: Vec<_> = (0..60)
             .map(|k| (k % 7 + 1000, 2 * k / 7 + 90_000))
-            .map(|(x, y)| Point::new(x, y, value(x, y), -value(x, y)))
+            .map(|(x, y)| point(x, y, value(x, y), -value(x, y)))
             .collect();
         for few in [&all[..], &all[..7], &all[..1]] {
             let plane = Plane::through(few.iter()).unwrap();
             assert!(few.iter().flat_map(|p| plane.above(p)).all(|v| v.abs() < 1e-2));
         }
-        let diagonal: Vec<_> = (0..9).map(|k| Point::new(k, k, 2.0 * k as f32, 1.0)).collect();
+        let diagonal: Vec<_> = (0..9).map(|k| point(k, k, 2.0 * k as f32, 1.0)).collect();
         let plane = Plane::through(diagonal.iter()).unwrap();
         assert!(diagonal.iter().flat_map(|p| plane.above(p)).all(|v| v.abs() < 1e-9));
         assert!(Plane::through([].iter()).is_none());
@@ -215,15 +177,15 @@ mod tests {
     #[test]
     fn sums_are_those_of_all_pairs_of_neighbours() {
         let points: Vec<_> =
-            (0..5).map(|k| Point::new(k, 0, (k * k) as f32, 7.0 - (3 * k) as f32)).collect();
+            (0..5).map(|k| point(k, 0, (k * k) as f32, 7.0 - (3 * k) as f32)).collect();
         let plane = Plane::ZERO;
         let z = |p: &Point| f64::from(p.a + p.b).clamp(-6.0, 6.0);
         let mut wanted = Sums::default();
-        for (k, point) in points.iter().enumerate() {
+        for (k, one) in points.iter().enumerate() {
             let others = points.iter().enumerate().filter(|(l, _)| *l != k);
             let mean = others.map(|(_, p)| z(p)).sum::<f64>() / 4.0;
-            wanted.za += mean * f64::from(point.a);
-            wanted.zb += mean * f64::from(point.b);
+            wanted.za += mean * f64::from(one.a);
+            wanted.zb += mean * f64::from(one.b);
             wanted.zz += mean * mean;
         }
         let got = Sums::of(points.iter(), &plane, 6.0);
