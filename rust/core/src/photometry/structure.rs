@@ -29,6 +29,9 @@ const APART_PX: f64 = 12.0;
 /// Edge of the square in which samples of one star lie, in pixels of an input.
 const STAR_PX: f64 = 8.0;
 
+/// Numbers that describe a plane.
+const OF_A_PLANE: f64 = 3.0;
+
 /// The sums must be so many times what chance makes of them.
 const LEAST_SIGNIFICANCE: f64 = 5.0;
 
@@ -252,10 +255,7 @@ impl Scratch {
             of_parts[k * parts / blocks.len()].add(&found);
             all.add(&found);
         }
-        let significance = all.za / (all.chance * self.alike).sqrt();
-        if significance.is_nan() || significance < LEAST_SIGNIFICANCE || all.zb <= 0.0 {
-            return None;
-        }
+        let by_chance = by_chance(&all, self.alike)?;
         let mut line = Line { plane, slope: all.zb / all.za, ..Line::ANY };
         values.clear();
         values.extend(points.iter().map(|point| line.distance(point) as f32));
@@ -265,11 +265,23 @@ impl Scratch {
         let by_noise = sigma * sigma * all.zz;
         let apart = of_parts[..parts].iter().map(|part| part.zb - line.slope * part.za);
         let by_parts = apart.map(|u| u * u).sum::<f64>() * parts as f64 / (parts - 1) as f64;
-        // What neighbours say of each other is not the chance of stars.
-        let explained = (all.za * all.za / (all.aa * all.zz)).min(1.0);
-        let by_chance = MISMATCH * (1.0 - explained) / significance;
         Some((line, libm::hypot(by_noise.max(by_parts).sqrt() / all.zb, by_chance)))
     }
+}
+
+/// The error of a slope that chance may have, if neighbours agree by more than chance. `alike` points
+/// say as much as one.
+fn by_chance(sums: &Sums, alike: f64) -> Option<f64> {
+    if !(sums.za > 0.0 && sums.zb > 0.0) {
+        return None;
+    }
+    // The part of the first input's variance that the instrument explains, as in a test of a
+    // correlation.
+    let explained = (sums.za * sums.za / (sums.aa * sums.zz)).min(1.0);
+    let (n, rest) = (sums.n / alike, 1.0 - explained);
+    let is_significant =
+        explained * (n - OF_A_PLANE) > rest * LEAST_SIGNIFICANCE * LEAST_SIGNIFICANCE;
+    is_significant.then(|| MISMATCH * rest / (explained * n).sqrt())
 }
 
 impl Block {
