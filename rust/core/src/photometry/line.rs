@@ -111,6 +111,8 @@ pub struct Sums {
     pub zz: f64,
     /// The first input squared.
     pub aa: f64,
+    /// Variance of the first product, were the instrument independent of it.
+    pub chance: f64,
     /// Number of points.
     pub n: f64,
 }
@@ -135,7 +137,8 @@ impl Sums {
         }
         let others = n - 1.0;
         let zz = ((n - 2.0) * z * z + zz) / (others * others);
-        Self { za: (z * a - za) / others, zb: (z * b - zb) / others, zz, aa, n }
+        let chance = zz * aa / n;
+        Self { za: (z * a - za) / others, zb: (z * b - zb) / others, zz, aa, chance, n }
     }
 
     /// Add those of another block.
@@ -144,6 +147,7 @@ impl Sums {
         self.zb += more.zb;
         self.zz += more.zz;
         self.aa += more.aa;
+        self.chance += more.chance;
         self.n += more.n;
     }
 }

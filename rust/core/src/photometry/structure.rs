@@ -275,13 +275,13 @@ fn by_chance(sums: &Sums, alike: f64) -> Option<f64> {
     if !(sums.za > 0.0 && sums.zb > 0.0) {
         return None;
     }
-    // The part of the first input's variance that the instrument explains, as in a test of a
-    // correlation.
-    let explained = (sums.za * sums.za / (sums.aa * sums.zz)).min(1.0);
-    let (n, rest) = (sums.n / alike, 1.0 - explained);
+    // Of the first input's variance, what the instrument does not explain.
+    let rest = (1.0 - sums.za * sums.za / (sums.aa * sums.zz)).max(0.0);
+    let freedom = 1.0 - OF_A_PLANE * alike / sums.n;
+    let chance = sums.chance * alike;
     let is_significant =
-        explained * (n - OF_A_PLANE) > rest * LEAST_SIGNIFICANCE * LEAST_SIGNIFICANCE;
-    is_significant.then(|| MISMATCH * rest / (explained * n).sqrt())
+        sums.za * sums.za * freedom > LEAST_SIGNIFICANCE * LEAST_SIGNIFICANCE * chance * rest;
+    is_significant.then(|| MISMATCH * rest * chance.sqrt() / sums.za)
 }
 
 impl Block {
