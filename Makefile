@@ -10,7 +10,7 @@ RUST_SOURCES := $(shell find rust -name '*.rs' -not -path '*/target/*') rust/Car
 EXTENSION    := $(VENV)/.extension
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-memory lint format bench docs clean
+.PHONY: help demo test test-memory lint format bench bench-giant docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,6 +40,9 @@ format: $(EXTENSION)  ## bring both languages into their form
 
 bench: $(EXTENSION)  ## time the stages and whole commands; writes benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/run.py
+
+bench-giant: $(EXTENSION)  ## gigapixels inside 256 MiB, checked; takes up to 33 GB of disk for a while
+	$(BIN)/python benchmarks/run.py --giant
 
 docs: $(EXTENSION)  ## bring docs/cli.md up to the option table
 	$(BIN)/python docs/make_cli.py

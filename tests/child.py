@@ -32,10 +32,14 @@ class Outcome:
         return [line for line in self.err.splitlines() if not line.startswith(_INFO)]
 
 
+def bare_env(**more: str) -> dict[str, str]:
+    """The environment without anything that zmrs looks at, and with ``more``."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("ZMRS_")} | more
+
+
 def clean_env(**more: str) -> dict[str, str]:
-    """The environment without anything that zmrs looks at, inputs unmatched, and with ``more``."""
-    plain = {k: v for k, v in os.environ.items() if not k.startswith("ZMRS_")}
-    return plain | {"ZMRS_MATCH": "none"} | more
+    """The same with inputs unmatched."""
+    return bare_env(ZMRS_MATCH="none") | more
 
 
 def run(

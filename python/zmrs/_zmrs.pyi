@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import Any, Self, final
 
-from numpy import float32, float64, uint8, uint32
+from numpy import float32, float64, int16, uint8, uint32
 from numpy.typing import NDArray
 
 __all__ = [
@@ -161,6 +161,9 @@ class Job:
         combine: str,
         inputs: Sequence[Input],
         *,
+        kappa: tuple[float, float] = ...,
+        winsor: tuple[float, float] = ...,
+        together: bool = False,
         match_offsets: bool = False,
         match_gains: tuple[float, float, float, float] | None = None,
         most_offset: float = ...,
@@ -170,6 +173,14 @@ class Job:
         self, gains: Sequence[Sequence[float]], offsets: Sequence[Sequence[float]]
     ) -> Job:
         """The same job with other gains and offsets: by input, and by channel."""
+
+    @property
+    def counts_rejected(self) -> bool:
+        """Whether the combine counts the samples that it rejects, in planes of the output."""
+
+    @property
+    def plane_bytes(self) -> int:
+        """Bytes of a plane of the image."""
 
     @property
     def input_bytes(self) -> int: ...
@@ -205,6 +216,8 @@ class PassStats:
 
     @property
     def samples(self) -> list[int]: ...
+    @property
+    def rejected(self) -> list[int]: ...
     @property
     def read_bytes(self) -> int: ...
     @property
@@ -247,18 +260,20 @@ def run_pass_into_arrays(
     image: NDArray[float32],
     coverage: NDArray[float32],
     *,
+    counts: NDArray[int16] | None = None,
     marks: Marks | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> PassStats:
-    """Run a pass into arrays: the image (channels, height, width) and the coverage."""
+    """Run a pass into arrays: the image (channels, height, width), the coverage, the counts.
+
+    Counts are the samples rejected below, by channel, and above: (2 * channels, height, width).
+    """
 
 @final
 class Marks:
     """Where each input lies on the output, as a pass has left it in a scratch file."""
 
-    def __new__(cls, path: str | PathLike[str], *, of_values: bool = False) -> Self: ...
-    @property
-    def bytes(self) -> int: ...
+    def __new__(cls, path: str | PathLike[str]) -> Self: ...
 
 @final
 class Planes:
@@ -275,10 +290,6 @@ class InputGains:
 
     @property
     def gains(self) -> list[float]: ...
-    @property
-    def masked(self) -> list[int]: ...
-    @property
-    def used(self) -> list[int]: ...
     @property
     def scales(self) -> tuple[float, float]: ...
 

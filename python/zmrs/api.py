@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zmrs import limits
-from zmrs.config import COMBINES, KERNELS, MATCHES, Options, parse
+from zmrs.config import COMBINES, GPUS, KERNELS, MATCHES, Options, parse
 from zmrs.errors import UsageError
 from zmrs.memory import parse_memory
 from zmrs.pipeline import Result, make_mosaic
 from zmrs.plan import Plan
+from zmrs.settings import setting
 from zmrs.sky import is_known_sky
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def mosaic(
     wcs: Any = None,
     shape: tuple[int, int] | None = None,
     plan: Any = None,
+    gpu: str = "auto",
     overwrite: bool = False,
     progress: Callable[[Event], object] | None = None,
     **options: Any,
@@ -61,7 +63,9 @@ def mosaic(
     kernel
         ``nearest``, ``bilinear``, ``bicubic``, ``lanczos2`` or ``lanczos3``.
     combine
-        ``mean``, ``sum``, ``min``, ``max``, ``first`` or ``last``.
+        ``mean``, ``sum``, ``min``, ``max``, ``first``, ``last``, ``median``, or a rejecting one:
+        ``kappa-sigma``, ``winsorized``, ``winsorized-reference``, ``winsor-percentile``; ``kappa``,
+        ``winsor`` and ``reject_together`` among the `options` say how.
     match
         Photometric matching: ``offset`` brings inputs to a common sky level where they overlap,
         ``gain`` to a common scale before, ``none`` takes them as they are; ``match_gain_limits``,
@@ -77,6 +81,10 @@ def mosaic(
         None is the optimal grid of the inputs.
     plan
         Resources: a `zmrs.Plan`, any object or mapping with its fields; None makes one.
+    gpu
+        ``auto`` computes on a GPU where that can be done, ``off`` never, ``on`` fails where it
+        cannot be done; but a `plan` whose ``use_gpu`` is False goes before.  This version computes
+        on the CPU only.
     overwrite
         Replace an existing output.
     progress
@@ -84,8 +92,8 @@ def mosaic(
     **options
         The other fields of `zmrs.config.Options`: ``hdu``, ``recursive``, ``scale``, ``center``,
         ``size``, ``projection``, ``frame``, ``rotate``, ``max_output_pixels``, ``strict``,
-        ``scratch``, ``match_gain_limits``, ``match_offset_limit``, ``match_sky``,
-        ``two_pass_sigma``, ``two_pass_gain_clip``.
+        ``scratch``, ``kappa``, ``winsor``, ``reject_together``, ``match_gain_limits``,
+        ``match_offset_limit``, ``match_sky``, ``two_pass_sigma``, ``two_pass_gain_clip``.
 
     Returns
     -------
@@ -102,16 +110,17 @@ def mosaic(
         ("kernel", kernel, KERNELS),
         ("combine", combine, COMBINES),
         ("match", match, MATCHES),
+        ("gpu", gpu, GPUS),
     ):
         if value not in known:
             raise UsageError(f"{name}: '{value}' is not one of {', '.join(known)}.")
     if isinstance(inputs, str | Path):
         inputs = [inputs]
     threads = _threads(threads)
-    if isinstance(plan, str | bytes | int | float):
-        raise UsageError(f"plan: {plan!r} is no plan; give a zmrs.Plan or its fields.")
+    plan = _plan(plan)
     if shape is not None and isinstance(wcs, str | Path):
         raise UsageError("shape: the template says it already; drop one of the two.")
+    options |= {"two_pass": two_pass, "overwrite": overwrite}
     _check_options(options, wcs)
     template = str(wcs) if isinstance(wcs, str | Path) else None
     chosen = Options(
@@ -120,8 +129,7 @@ def mosaic(
         kernel=kernel,
         combine=combine,
         match=match,
-        two_pass=two_pass,
-        overwrite=overwrite,
+        gpu=gpu,
         wcs=template,
         **options,
     )
@@ -131,10 +139,21 @@ def mosaic(
         chosen,
         grid=_grid(wcs, shape) if template is None else None,
         weights=None if weights is None else list(weights),
-        plan=None if plan is None else Plan.from_phase5(plan),
+        plan=plan,
         held_bytes=limits.resident_bytes(),
         listener=progress,
     )
+
+
+def _plan(source: Any) -> Plan | None:
+    """A plan that the caller brings, in whatever form."""
+    if source is None:
+        return None
+    if isinstance(source, str | bytes | int | float):
+        raise UsageError(f"plan: {source!r} is no plan; give a zmrs.Plan or its fields.")
+    plan = Plan.from_phase5(source)
+    # Who says nothing of the GPU does not forbid it.
+    return plan.replace(use_gpu=True) if setting(source, "use_gpu") is None else plan
 
 
 def _threads(threads: Any) -> int | None:
@@ -156,8 +175,11 @@ def _check_options(options: dict[str, Any], wcs: Any) -> None:
     for name, value in options.items():
         if name not in known:
             raise UsageError(f"{name}: zmrs has no such option; see zmrs.config.Options.")
-        if isinstance(value, str) and known[name].metadata["kind"] not in ("text", "path"):
+        kind = known[name].metadata["kind"]
+        if isinstance(value, str) and kind not in ("text", "path"):
             options[name] = parse(known[name], value, name)
+        elif kind == "flag" and not isinstance(value, bool):
+            raise UsageError(f"{name}: {value!r} is neither True nor False.")
     shaping = ("scale", "center", "size", "projection", "frame", "rotate", "max_output_pixels")
     useless = [name for name in shaping if options.get(name) is not None]
     if useless and wcs is not None and not isinstance(wcs, str | Path):

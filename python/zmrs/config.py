@@ -20,18 +20,33 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COMBINES",
+    "GPUS",
     "KERNELS",
     "MATCHES",
     "MOST_SIGMA_PX",
     "PROGRESS",
     "Options",
+    "are_gains",
     "dump_toml",
     "resolve",
 ]
 
 KERNELS = ("nearest", "bilinear", "bicubic", "lanczos2", "lanczos3")
-COMBINES = ("mean", "sum", "min", "max", "first", "last")
+COMBINES = (
+    "mean",
+    "sum",
+    "median",
+    "min",
+    "max",
+    "first",
+    "last",
+    "kappa-sigma",
+    "winsorized",
+    "winsorized-reference",
+    "winsor-percentile",
+)
 MATCHES = ("none", "offset", "gain")
+GPUS = ("auto", "on", "off")
 PROGRESS = ("auto", "bar", "json", "none")
 FRAMES = ("icrs", "galactic")
 MOST_SIGMA_PX = 16384
@@ -48,7 +63,7 @@ class Options:
 
     Field names are the flags with underscores for dashes.  ``kind`` of each field's metadata
     is how its text is read: ``flag``, ``count``, ``number``, ``size``, ``choice``, ``pair``
-    (two numbers RA,DEC), ``shape`` (WxH), ``path`` or ``text``.
+    (two numbers RA,DEC), ``span`` (one or two, LO[,HI]), ``shape`` (WxH), ``path`` or ``text``.
     """
 
     memory: int | float | None = _option(
@@ -64,6 +79,12 @@ class Options:
         kind="count",
         metavar="N",
     )
+    gpu: str = _option(
+        "auto",
+        "Whether to compute on a GPU; on fails where that cannot be",
+        kind="choice",
+        choices=GPUS,
+    )
     hdu: str | None = _option(
         None,
         "HDU to use, by number or name [default: the first image with a celestial WCS]",
@@ -73,6 +94,21 @@ class Options:
     kernel: str = _option("bilinear", "How inputs are sampled", kind="choice", choices=KERNELS)
     combine: str = _option(
         "mean", "How the samples of a pixel are combined", kind="choice", choices=COMBINES
+    )
+    kappa: tuple[float, float] = _option(
+        (3.0, 3.0),
+        "Standard deviations below and above the median beyond which samples are rejected",
+        kind="span",
+        metavar="LO[,HI]",
+    )
+    winsor: tuple[float, float] = _option(
+        (0.05, 0.05),
+        "Parts of the samples that winsor-percentile draws in, at the lower and the upper end",
+        kind="pair",
+        metavar="LO,HI",
+    )
+    reject_together: bool = _option(
+        False, "Leave a sample that one channel rejects out of all of them", kind="flag"
     )
     match: str = _option(
         "offset",
@@ -162,15 +198,33 @@ class Options:
     )
 
     def __post_init__(self) -> None:
-        sigma, clip = self.two_pass_sigma, tuple(self.two_pass_gain_clip)
-        if not 0 <= sigma <= MOST_SIGMA_PX:
+        kappa, winsor, clip = map(_numbers, (self.kappa, self.winsor, self.two_pass_gain_clip))
+        kappa = 2 * kappa if len(kappa) == 1 else kappa
+        if len(kappa) != 2 or not all(0 < bound < math.inf for bound in kappa):
             raise UsageError(
-                f"--two-pass-sigma: {sigma:g} px is no blur; give 0 to {MOST_SIGMA_PX}."
+                f"--kappa: {as_text(self.kappa)} cannot work; give one or two numbers above 0."
             )
-        if len(clip) != 2 or not all(0 < bound < math.inf for bound in clip):
+        if len(winsor) != 2 or not all(0 <= part < 0.5 for part in winsor):
             raise UsageError(
-                f"--two-pass-gain-clip: {as_text(clip)} are no gains; give two numbers above 0."
+                f"--winsor: {as_text(self.winsor)} cannot work; give two numbers from 0 to below"
+                " 0.5."
             )
+        sigma = self.two_pass_sigma
+        try:
+            is_blur = 0 <= sigma <= MOST_SIGMA_PX
+        except TypeError:
+            is_blur = False
+        if not is_blur:
+            raise UsageError(
+                f"--two-pass-sigma: {as_text(sigma)} px is no blur; give 0 to {MOST_SIGMA_PX}."
+            )
+        if not are_gains(clip):
+            raise UsageError(
+                f"--two-pass-gain-clip: {as_text(self.two_pass_gain_clip)} are no gains; give two"
+                " numbers above 0."
+            )
+        for name, pair in (("kappa", kappa), ("winsor", winsor), ("two_pass_gain_clip", clip)):
+            object.__setattr__(self, name, pair)
         self._check_matching()
 
     def _check_matching(self) -> None:
@@ -190,6 +244,29 @@ class Options:
                 f"--match-offset-limit: {self.match_offset_limit:g} is below 0; give a number of"
                 " at least 0."
             )
+
+
+def _numbers(given: Any) -> tuple[float, ...]:
+    """One number or several, in whatever form a program gives them; nothing for anything else."""
+    try:
+        values = tuple(given)
+    except TypeError:
+        values = (given,)
+    if any(isinstance(value, bool | str) for value in values):
+        return ()
+    try:
+        return tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        return ()
+
+
+def are_gains(clip: Any) -> bool:
+    """Whether these are the bounds of gains: two numbers above 0, in any order."""
+    try:
+        low, high = clip
+        return bool(0 < low < math.inf and 0 < high < math.inf)
+    except (TypeError, ValueError):
+        return False
 
 
 def option_names() -> list[str]:
@@ -248,6 +325,10 @@ def _read_shape(text: str, _: Mapping[str, Any]) -> tuple[int, int]:
     return _read_count(width, _), _read_count(height, _)
 
 
+def _read_span(text: str, metadata: Mapping[str, Any]) -> tuple[float, float]:
+    return _read_pair(text if "," in text else f"{text},{text}", metadata)
+
+
 def _read_choice(text: str, metadata: Mapping[str, Any]) -> str:
     if text not in metadata["choices"]:
         raise UsageError(f"'{text}' is not one of {', '.join(metadata['choices'])}.")
@@ -269,6 +350,7 @@ _READERS = {
     "count": _read_count,
     "number": _read_number,
     "pair": _read_pair,
+    "span": _read_span,
     "shape": _read_shape,
     "choice": _read_choice,
     "flag": _read_flag,
@@ -278,6 +360,7 @@ _WANTED = {
     "count": "a whole number above 0",
     "number": "a finite number",
     "pair": "two numbers, with a comma between them",
+    "span": "one number, or two with a comma between them",
     "shape": "a size WxH",
     "flag": "true or false",
 }

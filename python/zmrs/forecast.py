@@ -21,6 +21,13 @@ _S_PER_SAMPLE = {
     "lanczos2": 14e-9,
     "lanczos3": 18e-9,
 }
+_S_PER_STACKED_SAMPLE = {
+    "median": 6e-9,
+    "kappa-sigma": 8e-9,
+    "winsorized": 12e-9,
+    "winsorized-reference": 300e-9,
+    "winsor-percentile": 7e-9,
+}
 _S_PER_READ_BYTE = 0.6e-9
 _S_PER_WRITTEN_BYTE = 1.5e-9
 _S_PER_DECOMPRESSED_BYTE = 8e-9
@@ -28,7 +35,7 @@ _S_PER_MATCHED_BYTE = 0.3e-9
 _S_PER_BLURRED_PIXEL = 12e-9
 
 
-def seconds(layout: Layout, kernel: str, *, matches: bool, pixels: int) -> float:
+def seconds(layout: Layout, kernel: str, combine: str, *, matches: bool, pixels: int) -> float:
     """Seconds from the first pixel to the finished file.
 
     Workers share reading and sampling; a thread of its own writes, and competes with them.
@@ -36,7 +43,8 @@ def seconds(layout: Layout, kernel: str, *, matches: bool, pixels: int) -> float
     0 without one.
     """
     workers = layout.plan.cpu_workers
-    shared = layout.samples * _S_PER_SAMPLE[kernel] + layout.read_bytes * _S_PER_READ_BYTE
+    per_sample = _S_PER_SAMPLE[kernel] + _S_PER_STACKED_SAMPLE.get(combine, 0.0)
+    shared = layout.samples * per_sample + layout.read_bytes * _S_PER_READ_BYTE
     writing = layout.write_bytes * _S_PER_WRITTEN_BYTE
     decompressing = layout.terms["decompressed inputs"] * _S_PER_DECOMPRESSED_BYTE
     together = (shared + writing) / max(workers, 2)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from zmrs import _zmrs
+from zmrs.events import Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from zmrs.config import Options
+    from zmrs.events import Event
     from zmrs.pipeline import Prepared
 
 __all__ = ["Matching", "match", "rules"]
@@ -85,24 +86,27 @@ class Matching:
         }
 
 
-def rules(options: Options) -> dict[str, Any]:
-    """How inputs are matched, as the engine's job takes it."""
+def rules(options: Options, *, matches: bool) -> dict[str, Any]:
+    """How inputs are matched, if they are, as the engine's job takes it."""
     gains = (*options.match_gain_limits, *options.match_sky)
     return {
-        "match_offsets": options.match != "none",
-        "match_gains": gains if options.match == "gain" else None,
+        "match_offsets": matches,
+        "match_gains": gains if matches and options.match == "gain" else None,
         "most_offset": np.inf if options.match_offset_limit is None else options.match_offset_limit,
     }
 
 
-def match(prepared: Prepared, *, with_gains: bool) -> Matching:
+def match(
+    prepared: Prepared, listener: Callable[[Event], object] | None, *, with_gains: bool
+) -> Matching:
     """Solve for the offsets of all inputs, or for their gains and then for the offsets."""
-    began = time.perf_counter()
-    samples = _zmrs.sample_lattice(prepared.job, prepared.plan)
+    stage = Stage(listener, "match", len(prepared.placed), "files")
+    samples = _zmrs.sample_lattice(
+        prepared.job, prepared.plan, progress=lambda _, inputs: stage.advance(inputs)
+    )
     found = samples.solve_gains() if with_gains else None
     solution = samples.solve_offsets(matched=None if found is None else found.gains)
-    seconds = time.perf_counter() - began
-    matching = Matching(samples, found, solution, samples.spacing, samples.count, seconds)
+    matching = Matching(samples, found, solution, samples.spacing, samples.count, stage.end())
     figures = matching.figures()
     log.info(
         "matched %d inputs by %d overlaps, connected groups: %d, rms %.3g",

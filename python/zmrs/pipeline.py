@@ -12,18 +12,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from zmrs import _zmrs, forecast, inputs, limits, photometry, post_stack
 from zmrs.errors import BudgetError, InputError, UsageError
 from zmrs.events import Clock, Stage
 from zmrs.grid import Grid, input_pixel_scale_arcsec, make_grid
 from zmrs.io import cards, output
 from zmrs.memory import Allowance, allowance
+from zmrs.passes import Passes
 from zmrs.placing import Placed, no_scratch, place, scratch_folder
-from zmrs.plan import Plan, describe, given_plan, phase5_plan
+from zmrs.plan import Plan, check_gpu, describe, given_plan, phase5_plan
 from zmrs.probe import detect_capabilities
-from zmrs.result import Result, figures_of, header_of, log_result, rows_of
+from zmrs.result import Result, figures_of, header_of, images_of, log_result, rows_of
 from zmrs.scan import LeftOut
 
 if TYPE_CHECKING:
@@ -38,6 +37,9 @@ if TYPE_CHECKING:
 __all__ = ["Prepared", "Result", "make_mosaic", "prepare"]
 
 log = logging.getLogger("zmrs")
+
+_HAS_GPU_BACKEND = False
+"""Whether there is an engine that computes on a GPU."""
 
 _MOSTLY_EMPTY = 10.0
 """An output of more than so many times the inputs' area is warned of."""
@@ -142,8 +144,9 @@ def prepare(
     Raises
     ------
     ZmrsError
-        No usable input, no sensible grid, or a job that does not fit.
+        No usable input, no sensible grid, a job that does not fit, or a GPU demanded in vain.
     """
+    check_gpu(options, plan, has_gpu_backend=_HAS_GPU_BACKEND)
     seconds: dict[str, float] = {}
     # A peak from before this job is nobody's to plan for.
     limits.forget_peak()
@@ -175,14 +178,16 @@ def prepare(
     _leave_out([left.reason for left in off_grid], len(placed), options)
     clock.lap("geometry")
 
-    threshold = 2.0 if plan is None else plan.two_pass_coverage_threshold
+    threshold = (plan or Plan()).two_pass_coverage_threshold
     job = _job(channels, chosen, placed, options, threshold)
     # What was mapped meanwhile is lost to an address-space limit.
     allowed = allowed.within(limits.memory_limits())
     if plan is None:
-        plan = phase5_plan(chosen, placed, options, caps, allowed=allowed, has_gpu_backend=False)
+        plan = phase5_plan(
+            chosen, placed, options, caps, allowed=allowed, has_gpu_backend=_HAS_GPU_BACKEND
+        )
     else:
-        plan, allowed = given_plan(plan, options, caps, allowed)
+        plan, allowed = given_plan(plan, options, caps, allowed, has_gpu_backend=_HAS_GPU_BACKEND)
     reserved = limits.resident_bytes()
     peak = limits.peak_resident_bytes()
     planning_peak = peak if peak > peak_before else 0
@@ -202,7 +207,7 @@ def prepare(
         allowed=allowed,
         reserved_bytes=reserved,
         n_passes=2 if options.two_pass else 1,
-        matching_bytes=job.input_bytes if options.match != "none" else 0,
+        matching_bytes=job.input_bytes if _matches(options, placed) else 0,
         compressed_bytes=sum(
             inputs.file_bytes(one.image) for one in placed if inputs.is_compressed(one.image)
         ),
@@ -213,7 +218,8 @@ def prepare(
         + forecast.seconds(
             layout,
             options.kernel,
-            matches=options.match != "none",
+            options.combine,
+            matches=_matches(options, placed),
             pixels=chosen.height * chosen.width if options.two_pass else 0,
         ),
     )
@@ -256,6 +262,8 @@ def make_mosaic(
         if path is not None:
             # A directory may have held the output's old version; a list may have named it.
             output.check_output(path, _files(prepared), overwrite=options.overwrite)
+        sizes = prepared.layout
+        output.check_scratch(parent, sizes.two_pass_bytes, path, sizes.write_bytes)
         prepared = _decompressed(prepared, options, listener)
         result = _run(prepared, path, options, scratch, listener)
     total_s = time.perf_counter() - began
@@ -374,9 +382,17 @@ def _job(
         options.kernel,
         options.combine,
         each,
-        **photometry.rules(options),
+        kappa=options.kappa,
+        winsor=options.winsor,
+        together=options.reject_together,
+        **photometry.rules(options, matches=_matches(options, placed)),
         two_pass=rules if options.two_pass else None,
     )
+
+
+def _matches(options: Options, placed: Sequence[Placed]) -> bool:
+    """Whether inputs are compared: one alone has nothing to agree with."""
+    return options.match != "none" and len(placed) > 1
 
 
 def _files(prepared: Prepared) -> list[str]:
@@ -424,79 +440,32 @@ def _run(
     listener: Listener,
 ) -> Result:
     """Matching and passes, into a file or into arrays, and what comes of them."""
-    prepared, matching = _matched(prepared, options)
-    total = prepared.layout.read_bytes + prepared.layout.write_bytes
-    stage = Stage(listener, "mosaic", total, "bytes")
-    row_bytes = prepared.layout.write_bytes // prepared.grid.height
-
-    def progress(read_bytes: int, rows_written: int) -> None:
-        stage.advance(min(read_bytes + rows_written * row_bytes, total))
-
-    engine = (prepared.job, prepared.layout)
-    marks = _zmrs.Marks(scratch()) if options.two_pass else None
-    shape, channels = prepared.grid.shape, prepared.channels
-    write_back = limits.near_system_limit(prepared.layout.write_bytes)
-
-    def again(planes: _zmrs.Planes, targets: post_stack.Targets) -> post_stack.TwoPass:
-        nonlocal stage
-        assert marks is not None
-        prepared.seconds["mosaic"] = stage.end()
-        stage = Stage(listener, "two_pass", total, "bytes")
-        first = post_stack.FirstPass(planes, marks)
-        return post_stack.two_pass(
-            prepared,
-            first,
-            matching,
-            options,
-            targets,
-            write_back=write_back,
-            progress=progress,
-        )
-
-    second = None
-    aside = post_stack.targets_in(scratch(), prepared) if marks is not None else []
+    prepared, matching = _matched(prepared, options, listener)
+    passes = Passes(prepared, matching, options, scratch, listener)
     if path is None:
-        image = np.empty((channels, *shape), np.float32)
-        coverage = np.empty(shape, np.float32)
-        stats = _zmrs.run_pass_into_arrays(*engine, image, coverage, marks=marks, progress=progress)
-        if marks is not None:
-            bytes_of = [plane.reshape(-1).view(np.uint8) for plane in (*image, coverage)]
-            second = again(_zmrs.Planes.in_memory(shape[1], bytes_of), aside)
-            if second.is_applied:
-                post_stack.read_into(aside[0][0], image)
-        prepared.seconds.setdefault("mosaic", stage.end())
-        rows = _checked_rows(prepared, stats, matching, second, options)
-        arrays = (image[0] if channels == 1 else image, coverage)
-        figures = figures_of(prepared, stats, matching, second)
-        return Result(None, prepared.grid.wcs, prepared.plan, rows, figures, arrays)
-
-    everyone = [cards.InputRow.of(p.image.name, channels) for p in prepared.placed]
-    coverage_cards = cards.coverage_header(shape, prepared.grid.to_header())
-    header = header_of(prepared, everyone, options)
-    with output.MosaicFile(path, channels, shape, header, coverage_cards) as file:
-        final = [(file.temporary, offset) for offset in file.offsets]
-        # The first image of two stays aside until the second has taken its place.
-        targets = [*aside, final[-1]] if aside else final
-        stats = _zmrs.run_pass_into_files(
-            *engine, targets, progress=progress, write_back=write_back, marks=marks
-        )
-        if marks is not None:
-            second = again(_zmrs.Planes.in_files(shape[1], targets), final[:-1])
-            if not second.is_applied:
-                _zmrs.copy_planes(aside[0][0], *final[0], write_back)
-        rows = _checked_rows(prepared, stats, matching, second, options)
-        header = header_of(prepared, rows, options, second)
-        file.commit(header, [cards.inputs_table(rows, channels)])
-    prepared.seconds.setdefault("mosaic", stage.end())
-    figures = figures_of(prepared, stats, matching, second)
-    return Result(path, prepared.grid.wcs, prepared.plan, rows, figures, None)
+        stats, arrays = passes.into_arrays()
+        rows = _checked_rows(prepared, stats, matching, passes.second, options)
+    else:
+        arrays = None
+        everyone = [cards.InputRow.of(p.image.name, prepared.channels) for p in prepared.placed]
+        header = header_of(prepared, everyone, options)
+        images = images_of(prepared, header)
+        with output.MosaicFile(path, prepared.grid.shape, images) as file:
+            stats = passes.into_file(file.targets)
+            rows = _checked_rows(prepared, stats, matching, passes.second, options)
+            header = header_of(prepared, rows, options, passes.second)
+            file.commit(header, [cards.inputs_table(rows, prepared.channels)])
+    figures = figures_of(prepared, stats, matching, passes.second)
+    return Result(path, prepared.grid.wcs, prepared.plan, rows, figures, arrays)
 
 
-def _matched(prepared: Prepared, options: Options) -> tuple[Prepared, photometry.Matching | None]:
+def _matched(
+    prepared: Prepared, options: Options, listener: Listener
+) -> tuple[Prepared, photometry.Matching | None]:
     """The job with the gains and offsets of its inputs, if they are to be matched."""
-    if options.match == "none":
+    if not _matches(options, prepared.placed):
         return prepared, None
-    matching = photometry.match(prepared, with_gains=options.match == "gain")
+    matching = photometry.match(prepared, listener, with_gains=options.match == "gain")
     prepared.seconds["match"] = matching.seconds
     job = prepared.job.with_photometry(matching.gains, matching.solution.offsets)
     if not options.two_pass:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from zmrs._zmrs import Plan
+from zmrs.errors import UsageError
 from zmrs.gpu_safety import (
     apply_gpu_safety,
     bump_gpu_rows,
@@ -34,6 +35,7 @@ __all__ = [
     "Plan",
     "apply_gpu_safety",
     "auto_tune_plan",
+    "check_gpu",
     "describe",
     "detect_capabilities",
     "given_plan",
@@ -70,6 +72,7 @@ REASONS = {
     "memory_planned": "the memory limit is the one of the plan that was given",
     "cpu_only": "this version computes on the CPU only",
     "gpu_off": "the GPU is not asked for",
+    "gpu_not_planned": "the plan that was given does without the GPU",
     "gpu_unavailable": "there is no usable GPU",
     "gpu_vram_unknown": "the size of the GPU's memory is unknown, so it is not used",
     "gpu_forced_on_ac": "on the mains the GPU is used as told",
@@ -100,6 +103,9 @@ REASONS = {
     "gpu_rows_bumped": "more GPU rows, because the chunk has room for them",
 }
 """What each of a plan's ``reasons`` means, in words."""
+
+_AGAINST_GPU = ("gpu_off", "gpu_not_planned", "cpu_only")
+"""Why the GPU is out of the question on any machine: options, plan, version, in this order."""
 
 
 def auto_tune_plan(
@@ -329,23 +335,32 @@ def _plan(
     allowed = allowed or _allowance(config, caps)
     tuner = _Tuner(config, caps, most_bytes=allowed.bytes)
     plan = tuner.plan(name, shape, n_images, _BYTES_PER_PIXEL)
-    if has_gpu_backend:
+    refusal = _against_gpu(config, None, has_gpu_backend=has_gpu_backend)
+    if refusal is None:
         plan = _gpu_share(plan, caps, config, shape, n_images)
     else:
-        plan = _on_cpu(plan, "cpu_only")
+        plan = _on_cpu(plan, refusal)
     return _within(plan, allowed)
 
 
 def given_plan(
-    plan: Plan, config: Any, caps: Capabilities | Any, allowed: Allowance
+    plan: Plan,
+    config: Any,
+    caps: Capabilities | Any,
+    allowed: Allowance,
+    *,
+    has_gpu_backend: bool = True,
 ) -> tuple[Plan, Allowance]:
     """A plan that the caller brings, as far as the job and the machine allow it.
 
     Its workers, rows and chunk bytes are upper bounds; its memory limit counts where
-    ``config.memory`` says none or a larger one, `allowed` otherwise.  Returns the plan and the
-    memory limit that holds.
+    ``config.memory`` says none or a larger one, `allowed` otherwise.  Its figures for a GPU are
+    kept, also where ``use_gpu`` becomes False: the log shows whose plan it is.  Returns the plan
+    and the memory limit that holds.
     """
-    kept = [reason for reason in plan.reasons if not reason.startswith("memory_")]
+    # What an earlier run decided, this one decides anew.
+    settled = ("memory_", *_AGAINST_GPU)
+    kept = [reason for reason in plan.reasons if not reason.startswith(settled)]
     plan = plan.replace(reasons=kept)
     threads = known(config, "threads")
     if threads is not None:
@@ -354,7 +369,41 @@ def given_plan(
     planned = plan.memory_bytes
     if planned is not None and (setting(config, "memory") is None or planned <= allowed.bytes):
         allowed = allowance(planned, setting(caps, "limits") or (), words="as planned")
-    return _within(_on_cpu(plan, "cpu_only"), allowed), allowed
+    refusal = _against_gpu(config, plan, has_gpu_backend=has_gpu_backend)
+    if refusal is not None:
+        plan = _because(plan.replace(use_gpu=False), refusal)
+    return _within(plan, allowed), allowed
+
+
+def check_gpu(config: Any, given: Plan | None = None, *, has_gpu_backend: bool = True) -> None:
+    """Refuse a job that demands a GPU which it cannot get.
+
+    Parameters
+    ----------
+    config
+        Object or mapping whose ``gpu`` is ``auto``, ``on`` (a demand) or ``off``.
+    given
+        A plan that the caller brings, if any: where it forbids the GPU the demand is void.
+    has_gpu_backend
+        Whether the job could run on a GPU at all.
+
+    Raises
+    ------
+    zmrs.errors.UsageError
+        When the GPU is demanded, nothing forbids it, and there is no way to use one.
+    """
+    refusal = _against_gpu(config, given, has_gpu_backend=has_gpu_backend)
+    if setting(config, "gpu") == "on" and refusal == "cpu_only":
+        raise UsageError(f"--gpu on: {REASONS[refusal]}; use --gpu auto.")
+
+
+def _against_gpu(config: Any, given: Plan | None, *, has_gpu_backend: bool) -> str | None:
+    """Who keeps a job from the GPU whatever the machine is: one of `_AGAINST_GPU`, or nobody."""
+    if setting(config, "gpu") == "off":
+        return "gpu_off"
+    if given is not None and not given.use_gpu:
+        return "gpu_not_planned"
+    return None if has_gpu_backend else "cpu_only"
 
 
 def _gpu_share(
@@ -362,7 +411,7 @@ def _gpu_share(
 ) -> Plan:
     """The plan with what it may take of the GPU: safety, effective use, VRAM budget, rows."""
     safe, context = apply_gpu_safety(plan, caps, config, plan.name)
-    requested = setting(config, "gpu") != "off" and flag(config, "use_gpu_phase5", True)
+    requested = flag(config, "use_gpu_phase5", True)
     is_used, decided = effective_gpu(safe, context, config, requested=requested)
     if not is_used:
         return _on_cpu(safe, *context.reasons, *decided)

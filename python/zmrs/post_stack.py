@@ -15,7 +15,8 @@ import numpy as np
 from zmrs import _zmrs
 from zmrs.errors import Cancelled, DiskFullError, ZmrsError
 from zmrs.plan import select_two_pass_plan
-from zmrs.settings import setting
+from zmrs.settings import flag, known, setting
+from zmrs.two_pass import PERCENTILE, merge_epsilon
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,10 +44,10 @@ __all__ = [
 
 log = logging.getLogger("zmrs")
 
-_PERCENTILE = 5.0
-_PART_OF_PERCENTILE = 0.1
-_LEAST_EPSILON = 1e-6
 _MIB = 1 << 20
+
+_FAILURES = (ZmrsError, OSError, ValueError, RuntimeError, MemoryError)
+"""What the engine and NumPy raise when something cannot be done."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,9 @@ class TwoPass:
         Of the inputs; all 1 when the first pass is kept.
     offsets
         Of the inputs, by channel, once they are multiplied by the gains; None without matching.
-    read_bytes
-        What the second pass has read.
+    read_bytes, workers, chunk_peak_bytes, leased_peak_bytes
+        What the second pass has read, the threads that it was granted, and the most bytes that its
+        chunks and all its buffers took; 0 where it did not run to its end.
     reason
         Why the first pass is kept; empty otherwise.
     scales
@@ -93,6 +95,9 @@ class TwoPass:
     offsets: list[list[float]] | None = None
     is_applied: bool = False
     read_bytes: int = 0
+    workers: int = 0
+    chunk_peak_bytes: int = 0
+    leased_peak_bytes: int = 0
     reason: str = ""
     scales: tuple[float, float] | None = None
     replaced: float = 0.0
@@ -106,6 +111,9 @@ class TwoPass:
             "gains": self.gains,
             "scale_range": self.scales,
             "replaced_fraction": self.replaced,
+            "workers": self.workers,
+            "chunk_peak_bytes": self.chunk_peak_bytes,
+            "leased_peak_bytes": self.leased_peak_bytes,
             "seconds": self.seconds,
         }
 
@@ -124,18 +132,28 @@ def two_pass(
 
     The merged image is written to `targets`, one a channel, which do not hold the first pass.
     Whatever fails on the way, short of a full disk or a request to stop, leaves the first pass as
-    it is, with one warning.
+    it is, with one warning. What `progress` raises is such a request.
     """
     # This road always has a plan of its own, so there is nothing to fall back to.
     plan = select_two_pass_plan(phase5_plan=prepared.plan, fallback_plan=None)
     log_request(options.two_pass_sigma, clip_of(options), prepared.grid.shape)
     log_plan(plan)
+    log_gpu_refused(plan, is_asked=options.gpu == "on")
     outcome = TwoPass([1.0] * len(prepared.placed))
+    stops: list[BaseException] = []
+
+    def tell(read_bytes: int, rows_written: int) -> None:
+        try:
+            progress(read_bytes, rows_written)
+        except BaseException as stop:
+            stops.append(stop)
+            raise
+
     try:
-        _renormalise(prepared, first, matching, targets, outcome, write_back, progress)
-    except (Cancelled, DiskFullError):
-        raise
-    except (ZmrsError, OSError) as error:
+        _renormalise(prepared, first, matching, targets, outcome, write_back, tell)
+    except _FAILURES as error:
+        if stops or isinstance(error, Cancelled | DiskFullError):
+            raise
         outcome = TwoPass([1.0] * len(prepared.placed), reason=str(error), seconds=outcome.seconds)
     if outcome.reason:
         log.warning("[TwoPass] the first pass is kept: %s", outcome.reason)
@@ -169,7 +187,7 @@ def _renormalise(
     now = timed("gains", now)
     if found.scales[0] <= found.scales[1]:
         outcome.scales = found.scales
-    percentile = _zmrs.luminance_percentile(job, layout, first.planes, _PERCENTILE)
+    percentile = _zmrs.luminance_percentile(job, layout, first.planes, PERCENTILE)
     now = timed("percentile", now)
     if percentile is None:
         outcome.reason = "nothing is covered."
@@ -179,7 +197,6 @@ def _renormalise(
             "[TwoPass] a twentieth of the mosaic is not above 0 (background subtracted?): the "
             "ratio by which the passes are merged means little there"
         )
-    epsilon = max(_PART_OF_PERCENTILE * percentile, _LEAST_EPSILON)
     gains = [[gain] * channels for gain in found.gains]
     offsets = [[0.0] * channels for _ in found.gains]
     if matching is not None:
@@ -193,11 +210,12 @@ def _renormalise(
         targets,
         write_back=write_back,
         over=first.planes,
-        epsilon=epsilon,
+        epsilon=merge_epsilon(percentile),
         progress=progress,
     )
     timed("second pass", now)
-    outcome.read_bytes = stats.read_bytes
+    outcome.read_bytes, outcome.workers = stats.read_bytes, stats.workers
+    outcome.chunk_peak_bytes, outcome.leased_peak_bytes = stats.chunk_peak, stats.ledger_peak
     outcome.replaced = stats.replaced / (prepared.grid.height * prepared.grid.width)
     if not stats.replaced:
         outcome.reason = (
@@ -211,8 +229,7 @@ def _renormalise(
 def targets_in(file: Path, prepared: Prepared) -> Targets:
     """Places for the image of a job in a new scratch file, one a channel."""
     file.touch()
-    plane_bytes = prepared.layout.write_bytes // (prepared.channels + 1)
-    return [(file, k * plane_bytes) for k in range(prepared.channels)]
+    return [(file, k * prepared.job.plane_bytes) for k in range(prepared.channels)]
 
 
 def read_into(file: Path, image: NDArray[np.float32]) -> None:
@@ -238,9 +255,13 @@ def log_request(
     )
 
 
-def log_gpu_refused(logger: logging.Logger = log) -> None:
-    """The line that says that the plan forbids the GPU that was asked for."""
-    logger.info("[TwoPass] GPU requested but disabled by plan.use_gpu=False -> forcing CPU")
+def log_gpu_refused(plan: Any, *, is_asked: bool, logger: logging.Logger = log) -> None:
+    """The line that says that the plan forbids the GPU, where it does and the GPU was asked for.
+
+    A plan that says nothing of the GPU does not forbid it.
+    """
+    if is_asked and not flag(plan, "use_gpu", True):
+        logger.info("[TwoPass] GPU requested but disabled by plan.use_gpu=False -> forcing CPU")
 
 
 def log_plan(plan: Any, logger: logging.Logger = log) -> None:
@@ -250,20 +271,15 @@ def log_plan(plan: Any, logger: logging.Logger = log) -> None:
         "[TwoPass] plan=%s cpu_workers=%s use_gpu=%s max_chunk_mb=%s gpu_max_chunk_mb=%s rows=%s "
         "gpu_rows=%s",
         name,
-        _count(plan, "cpu_workers"),
-        bool(setting(plan, "use_gpu")),
+        known(plan, "cpu_workers") or "-",
+        flag(plan, "use_gpu", False),
         _mib(plan, "max_chunk_bytes"),
         _mib(plan, "gpu_max_chunk_bytes"),
-        _count(plan, "rows_per_chunk"),
-        _count(plan, "gpu_rows_per_chunk"),
+        known(plan, "rows_per_chunk") or "-",
+        known(plan, "gpu_rows_per_chunk") or "-",
     )
 
 
 def _mib(plan: Any, name: str) -> str:
-    size = setting(plan, name)
-    return f"{size / _MIB:.2f}" if size and size > 0 else "-"
-
-
-def _count(plan: Any, name: str) -> str:
-    count = setting(plan, name)
-    return str(count) if count and count > 0 else "-"
+    size = known(plan, name)
+    return f"{size / _MIB:.2f}" if size else "-"

@@ -6,27 +6,32 @@ import logging
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from zmrs import limits
 from zmrs.io import cards
+from zmrs.io.output import Image
 from zmrs.plan import describe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from astropy.io.fits import Header
     from numpy.typing import NDArray
 
     from zmrs import _zmrs
     from zmrs.config import Options
+    from zmrs.passes import Arrays
     from zmrs.photometry import Matching
     from zmrs.pipeline import Prepared
     from zmrs.plan import Plan
     from zmrs.post_stack import TwoPass
 
-__all__ = ["Result", "figures_of", "header_of", "log_result", "rows_of"]
+_Number = TypeVar("_Number", bound=np.generic)
+
+__all__ = ["Result", "figures_of", "header_of", "images_of", "log_result", "rows_of"]
 
 log = logging.getLogger("zmrs")
 
@@ -54,25 +59,51 @@ class Result:
     plan: Plan
     inputs: list[cards.InputRow]
     stats: dict[str, Any]
-    _arrays: tuple[NDArray[np.float32], NDArray[np.float32]] | None = field(repr=False)
+    _arrays: Arrays | None = field(repr=False)
 
     @cached_property
     def data(self) -> NDArray[np.float32]:
         """Image, (H, W) or (C, H, W) float32; NaN where nothing covers. Read when asked for."""
-        return self._plane(0)
+        if self._arrays is not None:
+            return _squeezed(self._arrays.image)
+        return self._read(0, np.float32)
 
     @cached_property
     def coverage(self) -> NDArray[np.float32]:
         """Sum of weights, (H, W) float32; 0 where nothing covers."""
-        return self._plane(1)
-
-    def _plane(self, number: int) -> NDArray[np.float32]:
         if self._arrays is not None:
-            return self._arrays[number]
+            return self._arrays.coverage
+        return self._read("COVERAGE", np.float32)
+
+    @cached_property
+    def rejected_low(self) -> NDArray[np.int16] | None:
+        """Samples rejected below, of the image's shape; None unless the combine counts them."""
+        return self._counts("REJLOW", 0)
+
+    @cached_property
+    def rejected_high(self) -> NDArray[np.int16] | None:
+        """Samples rejected above, likewise."""
+        return self._counts("REJHIGH", 1)
+
+    def _counts(self, name: str, half: int) -> NDArray[np.int16] | None:
+        if self._arrays is not None:
+            counts = self._arrays.counts
+            return None if counts is None else _squeezed(counts[half])
+        try:
+            return self._read(name, np.int16)
+        except KeyError:
+            return None
+
+    def _read(self, hdu: int | str, kind: type[_Number]) -> NDArray[_Number]:
         from astropy.io import fits  # noqa: PLC0415  (imported long before, with astropy.wcs)
 
         with fits.open(self.path, memmap=False) as hdus:
-            return np.asarray(hdus[number].data, dtype=np.float32)
+            return np.asarray(hdus[hdu].data, dtype=kind)
+
+
+def _squeezed(planes: NDArray[_Number]) -> NDArray[_Number]:
+    """(H, W) of a single channel."""
+    return planes[0] if len(planes) == 1 else planes
 
 
 def rows_of(
@@ -83,9 +114,11 @@ def rows_of(
 ) -> list[cards.InputRow]:
     """What became of every input."""
     rows = []
-    for placed, samples in zip(prepared.placed, stats.samples, strict=True):
+    counts = zip(prepared.placed, stats.samples, stats.rejected, strict=True)
+    for placed, samples, rejected in counts:
         row = cards.InputRow.of(placed.image.name, prepared.channels)
         row.weight, row.n_samples = placed.weight, samples
+        row.rejected_fraction = rejected / max(samples * prepared.channels, 1)
         row.geometry_error_px = placed.geometry.error_px
         if placed.image.meta.exptime is not None:
             row.exposure_s = placed.image.meta.exptime
@@ -103,6 +136,22 @@ def rows_of(
     return rows + [
         cards.InputRow.of(left.name, prepared.channels, left.reason) for left in prepared.left_out
     ]
+
+
+def images_of(prepared: Prepared, primary: Header) -> list[Image]:
+    """The image HDUs of the output; `primary` is the header of the first."""
+    channels, shape = prepared.channels, prepared.grid.shape
+    wcs = prepared.grid.to_header()
+    weights = "sum of weights of the inputs that count"
+    images = [
+        Image(primary, channels),
+        Image(cards.extension_header("COVERAGE", weights, 1, shape, wcs), 1),
+    ]
+    if prepared.job.counts_rejected:
+        for name, comment in (("REJLOW", "samples rejected below"), ("REJHIGH", "and above")):
+            header = cards.extension_header(name, comment, channels, shape, wcs, bitpix=16)
+            images.append(Image(header, channels, sample_bytes=2))
+    return images
 
 
 def header_of(
@@ -173,9 +222,14 @@ def figures_of(
 def log_result(result: Result) -> None:
     """One line for the log."""
     stats, used = result.stats, sum(row.status == "used" for row in result.inputs)
+    again = stats.get("two_pass", {})
+    gains = ""
+    if again.get("applied"):
+        share, found = again["replaced_fraction"], again["gains"]
+        gains = f"; gains {min(found):.4g} to {max(found):.4g} on {share:.1%} of the pixels"
     log.info(
-        "mosaic of %d inputs in %.2f s (pass %.2f s); read %.0f MiB (%.2f of the input), wrote "
-        "%.0f MiB; peak %.0f of %.0f MiB",
+        "mosaic of %d inputs in %.2f s (pass %.2f s); read %.0f MiB (%.2f of the input a pass), "
+        "wrote %.0f MiB; peak %.0f of %.0f MiB%s",
         used,
         stats["seconds"]["total"],
         stats["seconds"]["mosaic"],
@@ -184,4 +238,5 @@ def log_result(result: Result) -> None:
         stats["write_bytes"] / 2**20,
         stats["peak_bytes"] / 2**20,
         stats["allowed_bytes"] / 2**20,
+        gains,
     )

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use numpy::PyReadonlyArray1;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use zmrs_core::coadd::Combine;
+use zmrs_core::coadd::{Combine, Parameters};
 use zmrs_core::coverage::gains::Rules;
 use zmrs_core::job;
 use zmrs_core::photometry::{self, GainRules};
@@ -135,7 +135,8 @@ pub struct Job(pub job::Job);
 #[pymethods]
 impl Job {
     #[new]
-    #[pyo3(signature = (shape, kernel, combine, inputs, *, match_offsets=false, match_gains=None,
+    #[pyo3(signature = (shape, kernel, combine, inputs, *, kappa=(3.0, 3.0), winsor=(0.05, 0.05),
+                        together=false, match_offsets=false, match_gains=None,
                         most_offset=f64::INFINITY, two_pass=None))]
     fn new(
         py: Python<'_>,
@@ -143,6 +144,9 @@ impl Job {
         kernel: &str,
         combine: &str,
         inputs: Vec<Bound<'_, Input>>,
+        kappa: (f64, f64),
+        winsor: (f64, f64),
+        together: bool,
         match_offsets: bool,
         match_gains: Option<(f64, f64, f64, f64)>,
         most_offset: f64,
@@ -152,13 +156,14 @@ impl Job {
             |(sigma_px, low, high, threshold)| Rules { sigma_px, clip: (low, high), threshold };
         let of_gains = |(low, high, from, to)| GainRules { limits: (low, high), band: (from, to) };
         let matching = photometry::Rules { gains: match_gains.map(of_gains), most_offset };
+        let method = Combine::from_name(combine, &Parameters { kappa, winsor, together });
         let unknown = |what, name| PyValueError::new_err(format!("there is no {what} '{name}'"));
         let job = job::Job {
             channels: shape.0,
             height: shape.1,
             width: shape.2,
             kernel: Kernel::from_name(kernel).ok_or_else(|| unknown("kernel", kernel))?,
-            combine: Combine::from_name(combine).ok_or_else(|| unknown("combine", combine))?,
+            combine: method.ok_or_else(|| unknown("combine", combine))?,
             inputs: inputs.iter().map(|input| input.get().0.clone()).collect(),
             matching: (match_offsets || match_gains.is_some()).then_some(matching),
             two_pass: two_pass.map(rules),
@@ -176,6 +181,18 @@ impl Job {
     ) -> PyResult<Self> {
         let job = self.0.with_photometry(gains, offsets);
         Ok(Self(job.map_err(|e| errors::to_py(py, &e))?))
+    }
+
+    /// Whether the combine counts the samples that it rejects, in planes of the output.
+    #[getter]
+    fn counts_rejected(&self) -> bool {
+        self.0.combine.rejects()
+    }
+
+    /// Bytes of a plane of the image.
+    #[getter]
+    fn plane_bytes(&self) -> usize {
+        self.0.height * self.0.width * size_of::<f32>()
     }
 
     #[getter]

@@ -121,6 +121,7 @@ pub fn fit(
 #[pyclass(frozen, get_all, module = "zmrs._zmrs")]
 pub struct PassStats {
     samples: Vec<u64>,
+    rejected: Vec<u64>,
     read_bytes: u64,
     files_opened: u64,
     workers: usize,
@@ -149,7 +150,7 @@ pub fn run_pass_into_files(
     if !(job.0.channels..=job.0.planes()).contains(&targets.len()) {
         return Err(PyValueError::new_err("one target a plane is needed"));
     }
-    let sink = FitsSink::open(targets, job.0.width, write_back);
+    let sink = FitsSink::open(targets, job.0.running_planes(), job.0.width, write_back);
     let sink = sink.map_err(|e| errors::to_py(py, &e))?;
     let Some(over) = over else {
         return run(py, job, layout, &sink, marks, progress);
@@ -159,26 +160,32 @@ pub fn run_pass_into_files(
     Ok(PassStats { replaced: sink.replaced(), ..stats })
 }
 
-/// Run a pass into arrays: the image (channels, height, width) and the coverage (height, width).
+/// Run a pass into arrays: the image (channels, height, width), the coverage (height, width), and
+/// the samples rejected below and above by channel (2 * channels, height, width), if they count.
 #[pyfunction]
-#[pyo3(signature = (job, layout, image, coverage, *, marks=None, progress=None))]
+#[pyo3(signature = (job, layout, image, coverage, *, counts=None, marks=None, progress=None))]
 pub fn run_pass_into_arrays(
     py: Python<'_>,
     job: &Job,
     layout: &Layout,
     mut image: PyReadwriteArray3<'_, f32>,
     mut coverage: PyReadwriteArray2<'_, f32>,
+    mut counts: Option<PyReadwriteArray3<'_, i16>>,
     marks: Option<&Marks>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<PassStats> {
     let area = job.0.height * job.0.width;
     let (image, coverage) = (image.as_slice_mut()?, coverage.as_slice_mut()?);
-    if image.len() != job.0.channels * area || coverage.len() != area {
+    let counts = counts.as_mut().map(|counts| counts.as_slice_mut()).transpose()?;
+    let counted = counts.as_ref().map_or(0, |counts| counts.len());
+    let of_job = (job.0.channels * area, area, (job.0.planes() - job.0.running_planes()) * area);
+    if (image.len(), coverage.len(), counted) != of_job {
         return Err(PyValueError::new_err("the arrays are not of the shape of the job"));
     }
     let mut planes: Vec<&mut [f32]> = image.chunks_mut(area).collect();
     planes.push(coverage);
-    let sink = MemorySink::new(job.0.width, planes);
+    let counts = counts.into_iter().flat_map(|counts| counts.chunks_mut(area)).collect();
+    let sink = MemorySink::new(job.0.width, planes, counts);
     run(py, job, layout, &sink, marks, progress)
 }
 
@@ -208,6 +215,7 @@ fn run(
     })?;
     Ok(PassStats {
         samples: stats.samples,
+        rejected: stats.rejected,
         read_bytes: stats.read_bytes,
         files_opened: stats.files_opened,
         workers: stats.workers,

@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 use zmrs_core::budget::Ledger;
 use zmrs_core::cancel::CancelToken;
 use zmrs_core::coverage::gains::{self, Means};
-use zmrs_core::coverage::marks::{self, MaskRule};
+use zmrs_core::coverage::marks;
 use zmrs_core::coverage::percentile;
 use zmrs_core::coverage::planes::{self, FilePlanes, MemoryPlanes};
 use zmrs_core::source::SharedBytes;
@@ -25,16 +25,9 @@ pub struct Marks(pub marks::Marks);
 #[pymethods]
 impl Marks {
     #[new]
-    #[pyo3(signature = (path, *, of_values=false))]
-    fn new(py: Python<'_>, path: PathBuf, of_values: bool) -> PyResult<Self> {
-        let rule = if of_values { MaskRule::Values } else { MaskRule::Validity };
-        let marks = marks::Marks::create(&path, rule);
+    fn new(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
+        let marks = marks::Marks::create(&path);
         Ok(Self(marks.map_err(|e| errors::to_py(py, &e))?))
-    }
-
-    #[getter]
-    fn bytes(&self) -> u64 {
-        self.0.bytes()
     }
 }
 
@@ -64,8 +57,6 @@ impl Planes {
 #[pyclass(frozen, get_all, module = "zmrs._zmrs")]
 pub struct InputGains {
     gains: Vec<f64>,
-    masked: Vec<u64>,
-    used: Vec<u64>,
     scales: (f32, f32),
 }
 
@@ -88,8 +79,8 @@ pub fn measure_gains(
         let inputs = job.0.inputs.len();
         gains::measure(&*planes.0, shape, &marks.0, inputs, &rules, &place, means)
     })?;
-    let gains::Gains { gains, masked, used, scales } = found;
-    Ok(InputGains { gains, masked, used, scales })
+    let gains::Gains { gains, scales } = found;
+    Ok(InputGains { gains, scales })
 }
 
 /// The exact percentile of the luminance where something covers; nothing where nothing does.

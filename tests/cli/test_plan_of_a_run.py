@@ -92,8 +92,8 @@ def test_a_plan_that_is_given_is_kept(frames: Path) -> None:
     plan = result.plan
     assert (plan.name, plan.cpu_workers, plan.rows_per_chunk) == ("night", 1, 7)
     assert plan.memory_bytes == 2**31
-    # What is logged is what runs: no GPU.
-    assert (plan.use_gpu, plan.gpu_max_chunk_bytes) == (False, None)
+    # What is logged is what runs, on no GPU; its figures stay, as the plan is the caller's.
+    assert (plan.use_gpu, plan.gpu_max_chunk_bytes) == (False, 5)
     assert plan.reasons == ("cpu_only", "memory_planned")
     assert result.stats["allowed_bytes"] == 2**31
     other = zmrs.mosaic(frames, threads=3)
@@ -104,10 +104,12 @@ def test_the_plan_of_a_result_serves_again(frames: Path) -> None:
     """Its reasons stay true, and do not pile up."""
     first = zmrs.mosaic(frames, memory="300MiB", threads=2).plan
     again = zmrs.mosaic(frames, plan=first).plan
-    assert again.reasons == ("workers_asked", "cpu_only", "memory_planned")
-    third = zmrs.mosaic(frames, plan=again, threads=1, memory="200MiB")
-    assert third.plan.reasons == ("cpu_only", "workers_asked", "memory_asked")
+    assert again.reasons == ("workers_asked", "gpu_not_planned", "memory_planned")
+    third = zmrs.mosaic(frames, plan=again, threads=1, memory="200MiB", gpu="off")
+    assert third.plan.reasons == ("workers_asked", "gpu_off", "memory_asked")
     assert third.plan.cpu_workers == third.stats["workers"] == 1
+    fourth = zmrs.mosaic(frames, plan=third.plan.replace(use_gpu=True))
+    assert fourth.plan.reasons == ("workers_asked", "cpu_only", "memory_planned")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="NOT RUN: there is no ulimit -v")

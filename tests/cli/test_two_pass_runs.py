@@ -18,8 +18,9 @@ import zmrs
 from child import MIB, Outcome, run, run_witnessed, tree
 from sky import unmatched
 from zmrs import _zmrs
-from zmrs.errors import Cancelled, DiskFullError, UsageError, ZmrsError
+from zmrs.errors import BudgetError, Cancelled, DiskFullError, UsageError, ZmrsError
 from zmrs.events import Event
+from zmrs.io import output
 from zmrs.two_pass import coverage_blur
 
 SHAPE = (150, 190)
@@ -91,8 +92,11 @@ def assert_engine_uses(done: Outcome, height: int) -> None:
     (line,) = lines(done.err, "[TwoPass] plan=")
     found = dict(re.findall(r"(\w+)=(\S+)", line))
     assert found["plan"] == "phase5"
-    assert int(found["cpu_workers"]) == done.stats["workers"]
+    again = done.stats["two_pass"]
+    assert int(found["cpu_workers"]) == done.stats["workers"] == again["workers"]
     assert found["max_chunk_mb"] == f"{done.stats['chunk_peak_bytes'] / MIB:.2f}"
+    assert 0 < again["chunk_peak_bytes"] <= done.stats["chunk_peak_bytes"]
+    assert 0 < again["leased_peak_bytes"] <= done.stats["projected_bytes"]
     assert -(-height // int(found["rows"])) == done.stats["bands"]
     assert (found["use_gpu"], found["gpu_rows"], found["gpu_max_chunk_mb"]) == ("False", "-", "-")
 
@@ -145,6 +149,32 @@ def test_the_memory_of_a_large_canvas(tmp_path: Path) -> None:
         assert stats[figure] == told[figure], figure
     assert told["scratch_bytes"] > 4 * 3600 * 3700
     assert tree(tmp_path) == {"in", "out.fits", "stats", *(f"in/{n}.fits" for n in range(5))}
+
+
+def test_the_scratch(tmp_path: Path) -> None:
+    """No more than was foretold: strips that lie across the seams between tiles of the engine."""
+    shape, base = (700, 120), sky.frame_wcs((640, 1300))
+    inputs, scratch = tmp_path / "in", tmp_path / "scratch"
+    inputs.mkdir()
+    scratch.mkdir()
+    for n, x in enumerate([450, 490, 530, 970]):
+        image = np.full(shape, 100.0 + n, np.float32)
+        sky.write_image(inputs / f"{n}.fits", image, sky.shifted_wcs(base, (-30, x), shape))
+    most = 0
+
+    def watch(_: Event) -> None:
+        nonlocal most
+        most = max(most, sum(path.stat().st_size for path in scratch.rglob("*") if path.is_file()))
+
+    result = zmrs.mosaic(
+        [inputs], tmp_path / "out.fits", two_pass=True, two_pass_sigma=20.0, scratch=str(scratch),
+        wcs=base, shape=(640, 1300), progress=watch,
+    )  # fmt: skip
+    assert result.stats["two_pass"]["applied"]
+    seams = sum(x // 512 != (x + shape[1] - 1) // 512 for x in [450, 490, 530, 970])
+    assert most == 640 * (4 * 1300 + 16 * (4 + seams))
+    assert most <= result.stats["scratch_bytes"] < 1.01 * most
+    assert tree(scratch) == set()
 
 
 def test_off_by_default(frames: Path, tmp_path: Path) -> None:
@@ -241,6 +271,12 @@ def test_nonsense(flag: tuple[str, str], command: str, frames: Path, tmp_path: P
         ("two_pass_sigma", -1.0),
         ("two_pass_sigma", float("nan")),
         ("two_pass_sigma", "16385"),
+        ("two_pass_sigma", None),
+        ("two_pass_sigma", [5]),
+        ("two_pass", "perhaps"),
+        ("two_pass_gain_clip", 0.9),
+        ("two_pass_gain_clip", None),
+        ("two_pass_gain_clip", ("a", "b")),
         ("two_pass_gain_clip", (0.0, 1.0)),
         ("two_pass_gain_clip", (1.0, float("nan"))),
         ("two_pass_gain_clip", (1.0,)),
@@ -249,13 +285,35 @@ def test_nonsense(flag: tuple[str, str], command: str, frames: Path, tmp_path: P
 )
 def test_nonsense_in_python(name: str, value: Any, frames: Path) -> None:
     with pytest.raises(UsageError, match=name.replace("_", "[_-]")):
-        zmrs.mosaic(frames, two_pass=True, **{name: value})
+        zmrs.mosaic(frames, **{"two_pass": True} | {name: value})
+
+
+def test_no_is_no(frames: Path) -> None:
+    """Text is read as in a file."""
+    assert "two_pass" not in unmatched(frames, two_pass="no").stats
 
 
 @pytest.mark.parametrize("sigma_px", [-1.0, float("nan"), float("inf"), 16385.0])
 def test_nonsense_on_arrays(sigma_px: float) -> None:
     with pytest.raises(UsageError):
         coverage_blur(np.ones((4, 5)), sigma_px)
+
+
+@pytest.mark.parametrize("to_file", [True, False])
+def test_scratch_that_will_not_fit(
+    to_file: bool, frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is known before the first pixel is read, with the output on the same disk."""
+    out = tmp_path / "out.fits" if to_file else None
+    common = {"two_pass": True, "scratch": str(tmp_path), "overwrite": True}
+    sizes = unmatched(frames, out, **common).stats
+    needed = sizes["scratch_bytes"] + to_file * sizes["write_bytes"]
+    monkeypatch.setattr(output, "_free_bytes", lambda _: needed - 1)
+    events: list[Event] = []
+    with pytest.raises(BudgetError, match="--scratch"):
+        unmatched(frames, out, progress=events.append, **common)
+    assert {event.stage for event in events} == {"geometry"}
+    assert tree(tmp_path) == ({"out.fits"} if to_file else set())
 
 
 def test_the_widest_blur(frames: Path, tmp_path: Path) -> None:
@@ -343,13 +401,13 @@ STEPS = ["measure_gains", "luminance_percentile"]
 
 
 @pytest.mark.parametrize("to_file", [True, False])
-@pytest.mark.parametrize("error", [ZmrsError("it is late."), OSError("it is late.")])
+@pytest.mark.parametrize("kind", [ZmrsError, OSError, ValueError, RuntimeError, MemoryError])
 @pytest.mark.parametrize("step", STEPS)
 def test_a_step_that_fails(
-    step: str, error: Exception, to_file: bool, frames: Path, tmp_path: Path,
+    step: str, kind: type[Exception], to_file: bool, frames: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(_zmrs, step, failing(error))
+    monkeypatch.setattr(_zmrs, step, failing(kind("it is late.")))
     out = tmp_path / "out.fits" if to_file else None
     result = unmatched(frames, out, two_pass=True, two_pass_sigma=5)
     assert_kept(result, caplog.records, "it is late")
@@ -367,17 +425,38 @@ def test_what_stops_the_run(
     assert not tree(tmp_path)
 
 
-def test_a_listener_that_stops_the_second_pass(frames: Path, tmp_path: Path) -> None:
-    class EnoughError(Exception):
-        pass
+class EnoughError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("kind", [EnoughError, BrokenPipeError, ValueError, ZmrsError])
+@pytest.mark.parametrize("at", ["start", "progress"])
+def test_a_listener_that_stops_the_second_pass(
+    at: str, kind: type[Exception], tmp_path: Path
+) -> None:
+    """Whatever it raises is no failure of the second pass."""
 
     def stop(event: Event) -> None:
-        if event.stage == "two_pass":
-            raise EnoughError
+        if (event.stage, event.event) == ("two_pass", at):
+            raise kind("enough.")
 
-    with pytest.raises(EnoughError):
-        unmatched(frames, tmp_path / "out.fits", two_pass=True, progress=stop)
+    # Large enough that the second pass is heard of before its end.
+    base = sky.frame_wcs((3000, 3000))
+    inputs = [(np.ones((3000, 3000), np.float32), base)] * 4
+    with pytest.raises(kind, match="enough"):
+        unmatched(inputs, tmp_path / "out.fits", two_pass=True, progress=stop, threads=1)
     assert not tree(tmp_path)
+
+
+def test_infinity_replaces_nothing() -> None:
+    """A gain may lead out of single precision: those pixels stay as they are."""
+    image = np.full(TILE, 1e38, np.float32)
+    image[:, 55:] = 2.9e38
+    inputs = [(image, sky.frame_wcs(TILE))] * 3
+    result = unmatched(inputs, two_pass=True, two_pass_gain_clip=(1.25, 1.3))
+    assert result.stats["two_pass"]["replaced_fraction"] == 0.5
+    np.testing.assert_allclose(result.data[:, :55], 1.25e38, rtol=1e-6)
+    np.testing.assert_allclose(result.data[:, 55:], 2.9e38, rtol=1e-6)
 
 
 @pytest.mark.parametrize("to_file", [True, False])

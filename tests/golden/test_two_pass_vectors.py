@@ -115,7 +115,7 @@ def test_masks() -> None:
     found = gains(tiles_coverage=[few, enough, other, nothing, None])
     plain = gains()
     assert found[0] == found[3] == 1.0
-    assert found[2], found[4] == (plain[2], plain[4])
+    assert (found[2], found[4]) == (plain[2], plain[4])
     assert found[1] not in (1.0, plain[1])
 
 

@@ -59,8 +59,10 @@ class Scene:
         result, want = self.made(kernel, how, inputs), self.judged(kernel, how)
         errors_px = [row.geometry_error_px for row in result.inputs]
         assert max(errors_px) <= MAX_COORD_ERROR_PX
+        # It ends when values change by less than 5e-4, a round sooner or later where by just that.
+        ends = 2e-4 if how == "winsorized-reference" else RELATIVE
         if max(errors_px) < 1e-6:
-            assert_equal((result.data, result.coverage), want)
+            assert_equal((result.data, result.coverage), want, ends)
             return
         # Where coordinates are interpolated to no better than the bound they may fall on the
         # other side of an edge of a pixel, and noise changes by its own size from pixel to pixel.
@@ -68,7 +70,7 @@ class Scene:
         assert fence.mean() < 0.01
         planes = [np.where(fence, np.nan, plane) for plane in (result.data, want[0])]
         counts = [np.where(fence, 0.0, plane) for plane in (result.coverage, want[1])]
-        relative = RELATIVE + 2 * max(errors_px)
+        relative = ends + 2 * max(errors_px)
         assert_equal((planes[0], counts[0]), (planes[1], counts[1]), relative)
 
     def near_edges(self, distance_px: float) -> np.ndarray:
@@ -387,7 +389,9 @@ def test_gains_and_offsets_apply_to_values_and_not_to_weights(how: str, tmp_path
     job = _zmrs.Job((1, *SHAPE), "bilinear", how, engine)
     plan = zmrs.Plan(name="test", cpu_workers=2)
     data, coverage = np.empty((1, *SHAPE), np.float32), np.empty(SHAPE, np.float32)
-    _zmrs.run_pass_into_arrays(job, _zmrs.fit(job, plan, 0, 0, 0, True), data, coverage)
+    counts = np.empty((2, *SHAPE), np.int16) if job.counts_rejected else None
+    layout = _zmrs.fit(job, plan, 0, 0, 0, True)
+    _zmrs.run_pass_into_arrays(job, layout, data, coverage, counts=counts)
     want = oracle.mosaic(inputs, wcs, SHAPE, how=how, weights=[1.0, 2.0, 3.0], gains=gains)
     assert_equal((data[0], coverage), want)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,18 @@ def test_grids_come_as_wcs_header_or_template(tmp_path: Path, image: Any, wcs: A
         ({"memory": "300"}, "lacks a unit"),
         ({"threads": 0}, "threads: 0"),
         ({"kernel": "cubic"}, "kernel: 'cubic'"),
-        ({"combine": "median"}, "combine: 'median'"),
+        ({"combine": "mode"}, "combine: 'mode'"),
+        ({"kappa": 0}, "--kappa: 0 cannot work; give one or two numbers above 0"),
+        ({"kappa": (2.0, math.inf)}, "--kappa: 2,inf cannot work"),
+        ({"kappa": (math.nan, 2.0)}, "--kappa: nan,2 cannot work"),
+        ({"kappa": ("2", "3")}, "--kappa: 2,3 cannot work"),
+        ({"kappa": (True, True)}, "--kappa: True,True cannot work"),
+        ({"kappa": [1, 2, 3]}, r"--kappa: \[1, 2, 3\] cannot work"),
+        ({"kappa": None}, "--kappa: None cannot work"),
+        ({"winsor": (0.5, 0.5)}, "--winsor: 0.5,0.5 cannot work"),
+        ({"winsor": 0.1}, "--winsor: 0.1 cannot work"),
+        ({"two_pass_gain_clip": 1.0}, "--two-pass-gain-clip: 1 are no gains"),
+        ({"reject_together": 1}, "reject_together: 1 is neither True nor False"),
     ],
 )
 def test_nonsense_is_refused_by_name(image: Any, wcs: Any, options: Any, message: str) -> None:
@@ -116,6 +128,16 @@ def test_nonsense_is_refused_by_name(image: Any, wcs: Any, options: Any, message
         options = options | {"wcs": wcs}
     with pytest.raises(UsageError, match=message):
         unmatched([(image, wcs)], **options)
+
+
+@pytest.mark.parametrize("kappa", [2, 2.0, (2,), "2", "2,2", [2, 2], np.array([2.0, 2.0])])
+def test_kappas_come_in_many_forms(image: Any, wcs: Any, kappa: Any) -> None:
+    noise = np.random.default_rng(3).normal(size=(9, *SHAPE))
+    frames = [((image + one).astype(np.float32), wcs) for one in noise]
+    given = {"wcs": wcs, "shape": SHAPE, "combine": "kappa-sigma"}
+    want = unmatched(frames, kappa=(2.0, 2.0), **given)
+    assert (want.rejected_high > 0).any()
+    np.testing.assert_array_equal(unmatched(frames, kappa=kappa, **given).data, want.data)
 
 
 def test_a_refusal_names_a_limit_that_works_in_the_callers_terms(image: Any, wcs: Any) -> None:

@@ -19,10 +19,14 @@ from zmrs.gpu_safety import (
     vendor_of,
 )
 from zmrs.limits import MemoryLimit
+from zmrs.memory import Allowance
 from zmrs.plan import (
+    REASONS,
     Plan,
     auto_tune_plan,
+    check_gpu,
     describe,
+    given_plan,
     global_plan,
     phase5_plan,
     select_two_pass_plan,
@@ -260,7 +264,60 @@ def test_what_is_asked_for_wins() -> None:
     config = SimpleNamespace(memory="512MiB", threads=3, gpu="off")
     plan = phase5_plan(SimpleNamespace(shape=(6000, 8000)), 20, config, DESKTOP)
     assert (plan.cpu_workers, plan.memory_bytes, plan.use_gpu) == (3, 512 * MIB, False)
-    assert {"workers_asked", "memory_asked", "gpu_off"} <= set(plan.reasons)
+    assert plan.reasons == ("workers_asked", "gpu_off", "memory_asked")
+    assert phase5_plan((60, 80), 2, config, DESKTOP, has_gpu_backend=False).reasons == plan.reasons
+
+
+# ----------------------------------------------------------------- who keeps a job from the GPU
+
+USES = Plan(use_gpu=True, gpu_rows_per_chunk=9)
+FORBIDS = Plan(use_gpu=False, gpu_rows_per_chunk=9)
+
+WISHES: list[tuple[str, Plan | None, bool, str | None]] = [
+    ("auto", None, True, None),
+    ("auto", None, False, "cpu_only"),
+    ("auto", USES, True, None),
+    ("auto", USES, False, "cpu_only"),
+    ("auto", FORBIDS, True, "gpu_not_planned"),
+    ("auto", FORBIDS, False, "gpu_not_planned"),
+    ("on", None, True, None),
+    ("on", None, False, "cpu_only"),
+    ("on", USES, True, None),
+    ("on", USES, False, "cpu_only"),
+    ("on", FORBIDS, True, "gpu_not_planned"),
+    ("on", FORBIDS, False, "gpu_not_planned"),
+    ("off", None, True, "gpu_off"),
+    ("off", USES, True, "gpu_off"),
+    ("off", FORBIDS, False, "gpu_off"),
+]
+
+
+@pytest.mark.parametrize(("wish", "given", "backend", "reason"), WISHES)
+def test_who_keeps_a_job_from_the_gpu(
+    wish: str, given: Plan | None, backend: bool, reason: str | None
+) -> None:
+    """The options before the plan before what this version can; only a demand may fail."""
+    config = {"gpu": wish}
+    if wish == "on" and reason == "cpu_only":
+        with pytest.raises(UsageError, match=REASONS["cpu_only"]):
+            check_gpu(config, given, has_gpu_backend=backend)
+    else:
+        check_gpu(config, given, has_gpu_backend=backend)
+    allowed = Allowance(GIB, "as asked")
+    if given is None:
+        plan = phase5_plan((600, 800), 3, config, DESKTOP, allowed=allowed, has_gpu_backend=backend)
+    else:
+        plan, _ = given_plan(given, config, DESKTOP, allowed, has_gpu_backend=backend)
+        assert plan.gpu_rows_per_chunk == 9
+    assert plan.use_gpu is (reason is None)
+    refusals = [one for one in plan.reasons if one in ("gpu_off", "gpu_not_planned", "cpu_only")]
+    assert refusals == ([reason] if reason else [])
+
+
+def test_what_an_earlier_run_decided_is_forgotten() -> None:
+    earlier = Plan(reasons=["vram_cap", "cpu_only", "gpu_off", "gpu_not_planned", "memory_asked"])
+    plan, _ = given_plan(earlier, {}, DESKTOP, Allowance(GIB, "as asked"))
+    assert plan.reasons == ("vram_cap", "gpu_not_planned", "memory_asked")
 
 
 def test_the_engine_has_the_last_word() -> None:

@@ -217,7 +217,8 @@ def test_a_grid_has_all_its_pairs() -> None:
         frame(place(140 * (n % 3), 140 * (n // 3), shape), shape, 7.0 * n, sigma=0.0)
         for n in range(9)
     ]
-    solution = solve(tiles, grid=(place(0, 0, shape), (480, 480)))
+    samples = sample(tiles, grid=(place(0, 0, shape), (480, 480)))
+    solution = samples.solve_offsets()
     neighbours = {
         (i, j)
         for j in range(9)
@@ -226,7 +227,8 @@ def test_a_grid_has_all_its_pairs() -> None:
     }
     assert len(neighbours) == 20
     assert [pair[:2] for pair in solution.pairs] == sorted(neighbours)
-    lines = [{y for y in range(0, 480, 8) if 0 <= y - 140 * n < 200} for n in range(3)]
+    points = range(0, 480, samples.spacing)
+    lines = [{y for y in points if 0 <= y - 140 * n < 200} for n in range(3)]
     for i, j, n, _ in solution.pairs:
         across, down = lines[i % 3] & lines[j % 3], lines[i // 3] & lines[j // 3]
         assert n == len(across) * len(down)
@@ -271,11 +273,25 @@ def test_crowds_that_hardly_touch_stay_connected() -> None:
 
 
 def test_a_few_common_points_are_not_enough() -> None:
-    shape = (48, 400)
-    overlap = [frame(place(0, y, shape), shape, 9.0 * y, sigma=0.0) for y in (0, 46)]
-    assert len(solve(overlap).pairs) == 0  # one row of the lattice falls into two pixels, or none
-    wide = [frame(place(0, y, shape), shape, 9.0 * y, sigma=0.0) for y in (0, 38)]
-    assert solve(wide).pairs[0][2] >= 8
+    shape = (48, 60)
+    corner = [frame(place(*at, shape), shape, 9.0 * at[0], sigma=0.0) for at in ((0, 0), (58, 45))]
+    assert solve(corner).n_pairs == 0
+    side = [frame(place(x, 0, shape), shape, 9.0 * x, sigma=0.0) for x in (0, 58)]
+    assert [pair[:3] for pair in solve(side).pairs] == [(0, 1, 2 * 48)]
+
+
+@pytest.mark.parametrize(("size", "step"), [(32, 24), (60, 54), (100, 95)])
+@pytest.mark.parametrize("degrees", [0.0, 2.0])
+def test_small_inputs_are_matched_too(size: int, step: int, degrees: float) -> None:
+    """Their overlaps are narrower than the distance of points that large inputs are sampled at."""
+    shape, levels = (size, size), 20.0 * np.arange(9)
+    tiles = [
+        frame(place(step * (n % 3), step * (n // 3), shape, degrees), shape, level, 1.0, seed=n)
+        for n, level in enumerate(levels)
+    ]
+    solution = solve(tiles)
+    assert set(solution.components) == {0}
+    assert_offsets(solution, levels, 0.6)
 
 
 # ---------------------------------------------------------------------------------- how it runs

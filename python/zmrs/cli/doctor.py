@@ -46,7 +46,7 @@ class Findings:
     @property
     def gpu_reasons(self) -> tuple[str, ...]:
         """Why so much of the GPU could be used, or nothing."""
-        plain = set(self.plan.reasons) - {"cpu_only"}
+        plain = set(self.plan.reasons) - {"cpu_only", "gpu_off"}
         told = [reason for reason in self.gpu_plan.reasons if reason not in plain]
         return (*told, *(["cpu_only"] if self.gpu_plan.use_gpu else []))
 

@@ -1,25 +1,36 @@
 """The Two-Pass of ZeMosaic 4.5 under its own names and arguments, on arrays.
 
-Numbers are the reference's, cost is not: tiles are resampled by the engine within their footprints
-only, on any number of threads.  Its form is kept: mean, binary weights, background matching always;
-the blur is in single precision, whose rounding decides which pixels of flat coverage count.
+Its form is kept: mean, binary weights, background matching always; the blur is in single precision,
+whose rounding decides which pixels of flat coverage count.  Gains are the reference's number for
+number.  The second pass is the engine's, on the plan's workers, rows and bytes: a sample that
+touches a masked pixel does not count, and offsets come from samples on a coarse lattice.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from zmrs import _zmrs, limits
-from zmrs.errors import ZmrsError
+from zmrs.config import MOST_SIGMA_PX
+from zmrs.errors import BudgetError
 from zmrs.placing import scratch_folder
 from zmrs.plan import select_two_pass_plan
 from zmrs.post_stack import log_gpu_refused, log_plan, log_request
-from zmrs.settings import flag, known, setting
-from zmrs.two_pass import coverage_renorm, gain_of, masks_of
+from zmrs.settings import known, setting
+from zmrs.two_pass import (
+    DEFAULT_CLIP,
+    THRESHOLD,
+    coverage_renorm,
+    mask_of,
+    median_gain,
+    plane_of,
+    well_covered,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,8 +47,16 @@ __all__ = [
 log = logging.getLogger("zmrs")
 
 _DEFAULT_SIGMA_PX = 50
-_DEFAULT_CLIP = (0.85, 1.18)
-_THRESHOLD = 2.0
+
+
+@dataclass(frozen=True)
+class _Tiles:
+    """Tiles as they were given; `coverages` and `weights` may be None, or short."""
+
+    images: Sequence[Any]
+    wcss: Sequence[Any]
+    coverages: Sequence[Any] | None
+    weights: Sequence[Any] | None
 
 
 def select_two_pass_parallel_plan(
@@ -77,32 +96,44 @@ def compute_per_tile_gains_from_coverage(
     sigma_px, gain_clip
         Blur in pixels (0 is none) and bounds of a gain.
     tiles_coverage
-        Mask planes (H, W); None, or one of another shape, is all ones.
+        Mask planes (H, W); one that is missing, None, or of another shape is all ones.
     parallel_plan
         An object, a mapping or a `zmrs.Plan`: its coverage threshold counts.
-    logger, use_gpu, cpu_workers, row_chunk_size, chunk_bytes_limit, progress_emitter
+    logger
+        Is warned of tiles that are of no use.
+    use_gpu, cpu_workers, row_chunk_size, chunk_bytes_limit, progress_emitter
         Accepted; without effect on the result.
 
     Returns
     -------
     list of float
+        1 for a tile that is of no use.
+
+    Raises
+    ------
+    zmrs.errors.UsageError
+        The coverage is no plane.
+    ValueError
+        Tiles and WCS differ in number.
     """
-    del logger, use_gpu, cpu_workers, row_chunk_size, chunk_bytes_limit, progress_emitter
-    coverage = np.nan_to_num(np.asarray(coverage_p1, np.float32), posinf=0.0, neginf=0.0)
+    del use_gpu, cpu_workers, row_chunk_size, chunk_bytes_limit, progress_emitter
+    coverage = plane_of(coverage_p1)
+    height, width = coverage.shape
     blurred = _reference_blur(coverage, _sigma(sigma_px))
-    shapes = [np.shape(tile)[:2] for tile in tiles]
-    planes = [
-        _mask_plane(mask, shape)
-        for mask, shape in zip(tiles_coverage or [None] * len(shapes), shapes, strict=True)
-    ]
+    scales = well_covered(coverage, blurred, _threshold(parallel_plan))
+    clip, gains = _clip(gain_clip), []
     with scratch_folder(None) as scratch:
-        grids = [
-            _grid_of(wcs, shape, final_wcs, coverage.shape, scratch)
-            for wcs, shape in zip(tiles_wcs, shapes, strict=True)
-        ]
-        masks = masks_of(planes, grids, coverage.shape)
-    clip, threshold = _clip(gain_clip), _threshold(parallel_plan)
-    return [gain_of(mask, coverage, blurred, clip=clip, threshold=threshold) for mask in masks]
+        for number, (tile, wcs) in enumerate(zip(tiles, tiles_wcs, strict=True)):
+            shape = np.shape(tile)[:2]
+            try:
+                grid = _grid_of(wcs, shape, final_wcs, (height, width), scratch)
+                plane = _mask_plane(_nth(tiles_coverage, number), shape)
+                # One mask at a time: each is as large as the mosaic.
+                gains.append(median_gain(mask_of(plane, grid, (height, width)), scales, clip))
+            except Exception as error:
+                (logger or log).warning("[TwoPass] the gain of tile %d is 1: %s", number, error)
+                gains.append(1.0)
+    return gains
 
 
 def run_second_pass_coverage_renorm(
@@ -125,7 +156,8 @@ def run_second_pass_coverage_renorm(
     """Coadd tiles again, with gains from the coverage of the first pass.
 
     Parameters are those of `compute_per_tile_gains_from_coverage`; `tiles` are used as they are,
-    NaN is invalid; `tile_weights` are factors on whole tiles; the last two are without effect.
+    NaN is invalid; `tile_weights` are factors on whole tiles; the plan's workers, rows and chunk
+    bytes are upper bounds; the last two are without effect.
 
     Returns
     -------
@@ -135,28 +167,21 @@ def run_second_pass_coverage_renorm(
     """
     del telemetry_ctrl, debug_diag
     logger = logger or log
-    if use_gpu_two_pass and not flag(parallel_plan, "use_gpu", True):
-        log_gpu_refused(logger)
+    tiles = [] if tiles is None else list(tiles)
     if not tiles or final_wcs_p1 is None or coverage_p1 is None:
         return None
-    try:
-        gains = compute_per_tile_gains_from_coverage(
-            tiles,
-            tiles_wcs,
-            final_wcs_p1,
-            coverage_p1,
-            sigma_px=sigma_px,
-            gain_clip=gain_clip,
-            tiles_coverage=tiles_coverage,
-            parallel_plan=parallel_plan,
-        )
-        return _coadd(
-            tiles, tiles_wcs, (final_wcs_p1, shape_out), gains, tiles_coverage, tile_weights,
-            parallel_plan,
-        )  # fmt: skip
-    except (ZmrsError, ValueError, TypeError, AttributeError, OSError) as error:
-        logger.warning("[TwoPass] the second pass failed: %s", error)
-        return None
+    log_request(_sigma(sigma_px), _clip(gain_clip), np.shape(coverage_p1), logger)
+    log_plan(parallel_plan, logger)
+    return _second_pass(
+        _Tiles(tiles, tiles_wcs, tiles_coverage, tile_weights),
+        (final_wcs_p1, shape_out),
+        coverage_p1,
+        parallel_plan,
+        logger,
+        sigma_px=sigma_px,
+        gain_clip=gain_clip,
+        use_gpu=bool(use_gpu_two_pass),
+    )
 
 
 def apply_two_pass_coverage_renorm_if_requested(
@@ -208,28 +233,23 @@ def apply_two_pass_coverage_renorm_if_requested(
     log_request(sigma, clip, np.shape(final_mosaic_coverage), logger)
     log_plan(parallel_plan, logger)
     try:
-        tiles, wcss, coverages, weights = _tiles(collected_tiles, fallback_tile_loader)
+        tiles = _tiles(collected_tiles, fallback_tile_loader)
     # They are somebody else's, and so is the loader: without tiles the first pass stays.
     except Exception as error:
         logger.warning("[TwoPass] the tiles cannot be used: %s", error)
-        tiles = []
-    if not tiles:
+        tiles = _Tiles([], [], None, None)
+    if not tiles.images:
         logger.warning("[TwoPass] there are no tiles; the first pass is kept")
         return first
-    second = run_second_pass_coverage_renorm(
+    second = _second_pass(
         tiles,
-        wcss,
-        final_output_wcs,
+        (final_output_wcs, final_output_shape_hw),
         final_mosaic_coverage,
-        final_output_shape_hw,
+        parallel_plan,
+        logger,
         sigma_px=sigma,
         gain_clip=clip,
-        logger=logger,
-        use_gpu_two_pass=use_gpu_two_pass,
-        tiles_coverage=coverages,
-        tile_weights=weights,
-        parallel_plan=parallel_plan,
-        telemetry_ctrl=telemetry_ctrl,
+        use_gpu=bool(use_gpu_two_pass),
     )
     if second is None:
         logger.warning("[TwoPass] there is no second pass; the first one is kept")
@@ -248,23 +268,53 @@ def apply_two_pass_coverage_renorm_if_requested(
     return merged, merged_coverage
 
 
-def _tiles(
-    collected: Sequence[Any] | None, loader: Callable[[], Any] | None
-) -> tuple[list[Any], list[Any], list[Any], list[float]]:
-    """Tiles, their WCS, masks and weights, from whichever source has them."""
+def _second_pass(
+    tiles: _Tiles,
+    output: tuple[Any, tuple[int, int]],
+    coverage: Any,
+    plan: Any,
+    logger: logging.Logger,
+    *,
+    sigma_px: Any,
+    gain_clip: Any,
+    use_gpu: bool,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+    """Mosaic and coverage of the second pass; None when something fails, which is logged."""
+    log_gpu_refused(plan, is_asked=use_gpu, logger=logger)
+    try:
+        gains = compute_per_tile_gains_from_coverage(
+            tiles.images,
+            tiles.wcss,
+            output[0],
+            coverage,
+            sigma_px=sigma_px,
+            gain_clip=gain_clip,
+            logger=logger,
+            tiles_coverage=tiles.coverages,
+            parallel_plan=plan,
+        )
+        return _coadd(tiles, output, gains, plan)
+    # Tiles, WCS and plan are somebody else's and may be anything: then the first pass stays.
+    except Exception as error:
+        logger.warning("[TwoPass] the second pass failed: %s", error)
+        return None
+
+
+def _tiles(collected: Sequence[Any] | None, loader: Callable[[], Any] | None) -> _Tiles:
+    """Tiles from whichever source has them, with masks and weights."""
     given = [tuple(item) for item in collected or ()]
     if not given and loader is not None:
-        tiles_given, *others = loader()
-        missing = [None] * len(tiles_given)
-        columns = [missing if column is None else column for column in others]
-        given = list(zip(tiles_given, *columns, strict=False))
+        images, wcss, *others = loader()
+        given = [
+            (image, wcs, *(_nth(column, number) for column in others))
+            for number, (image, wcs) in enumerate(zip(images, wcss, strict=True))
+        ]
     tiles = [np.asarray(item[0], np.float32) for item in given]
+    masks = [_nth(item, 2) for item in given]
     coverages = [
-        item[2] if len(item) > 2 and item[2] is not None else _finite(tile)
-        for item, tile in zip(given, tiles, strict=True)
+        _finite(tile) if mask is None else mask for tile, mask in zip(tiles, masks, strict=True)
     ]
-    weights = [item[3] if len(item) > 3 else 1.0 for item in given]
-    return tiles, [item[1] for item in given], coverages, [_weight(weight) for weight in weights]
+    return _Tiles(tiles, [item[1] for item in given], coverages, [_nth(item, 3) for item in given])
 
 
 def _finite(tile: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -273,51 +323,63 @@ def _finite(tile: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(np.any(finite, axis=-1), np.float32)
 
 
+def _nth(column: Sequence[Any] | None, number: int) -> Any:
+    """An item of a list that may be short, or missing altogether."""
+    return None if column is None or number >= len(column) else column[number]
+
+
 def _coadd(
-    tiles: Sequence[Any],
-    tiles_wcs: Sequence[Any],
-    output: tuple[Any, tuple[int, int]],
-    gains: Sequence[float],
-    coverages: Sequence[Any] | None,
-    weights: Sequence[float] | None,
-    plan: Any,
+    tiles: _Tiles, output: tuple[Any, tuple[int, int]], gains: Sequence[float], plan: Any
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Mean of the corrected tiles, backgrounds matched, weights binary."""
     final_wcs, (height, width) = output
     inputs, used = [], []
     with scratch_folder(None) as scratch:
-        for number, (tile, wcs) in enumerate(zip(tiles, tiles_wcs, strict=True)):
+        for number, (tile, wcs) in enumerate(zip(tiles.images, tiles.wcss, strict=True)):
             data = np.asarray(tile, np.float32)
             planes = data[np.newaxis] if data.ndim == 2 else np.moveaxis(data, -1, 0)
             shape = planes.shape[1:]
             grid = _grid_of(wcs, shape, final_wcs, (height, width), scratch)
             if grid is None:
                 continue
-            mask = None if coverages is None else coverages[number]
+            mask = _nth(tiles.coverages, number)
             is_mask = mask is not None and np.shape(mask) == shape
-            binary = (np.nan_to_num(np.asarray(mask, np.float32)) > 0) if is_mask else None
             inputs.append(
                 _zmrs.Input(
                     f"tile {number}",
                     _source(planes),
                     grid,
-                    weight=_weight(weights[number] if weights else 1.0),
-                    weight_map=None if binary is None else _source(binary[np.newaxis]),
+                    weight=_weight(_nth(tiles.weights, number)),
+                    weight_map=_source(plane_of(mask)[np.newaxis] > 0) if is_mask else None,
                 )
             )
             used.append([gains[number]] * len(planes))
         channels = len(used[0]) if used else 1
         job = _zmrs.Job((channels, height, width), "bilinear", "mean", inputs)
-        workers = known(plan, "cpu_workers") or limits.usable_processors()
-        engine_plan = _zmrs.Plan(cpu_workers=min(workers, limits.usable_processors()))
-        samples = _zmrs.sample_lattice(job, engine_plan)
+        layout = _layout(job, plan, len(inputs))
+        samples = _zmrs.sample_lattice(job, layout.plan)
         offsets = samples.solve_offsets([gain[0] for gain in used]).offsets
-        job = job.with_photometry(used, offsets)
         image = np.empty((channels, height, width), np.float32)
         coverage = np.empty((height, width), np.float32)
-        layout = _zmrs.fit(job, engine_plan, 0, 0, 0, True)
+        job = job.with_photometry(used, offsets)
         _zmrs.run_pass_into_arrays(job, layout, image, coverage)
     return np.moveaxis(image, 0, -1), coverage
+
+
+def _layout(job: _zmrs.Job, plan: Any, n_inputs: int) -> _zmrs.Layout:
+    """The cut of a job within a plan, as far as one of somebody else's can be kept."""
+    processors = limits.usable_processors()
+    own = _zmrs.Plan(
+        cpu_workers=min(known(plan, "cpu_workers") or processors, max(processors, n_inputs)),
+        rows_per_chunk=known(plan, "rows_per_chunk"),
+        max_chunk_bytes=known(plan, "max_chunk_bytes"),
+    )
+    try:
+        return _zmrs.fit(job, own, 0, 0, 0, True)
+    except BudgetError:
+        # Not even the smallest blocks: then those.
+        smallest = own.replace(cpu_workers=1, rows_per_chunk=1, max_chunk_bytes=None)
+        return _zmrs.fit(job, smallest, 0, 0, 0, True)
 
 
 def _source(planes: NDArray[Any]) -> _zmrs.Source:
@@ -339,7 +401,7 @@ def _grid_of(
 def _mask_plane(mask: Any, shape: tuple[int, int]) -> NDArray[np.float32]:
     if mask is None or np.shape(mask) != shape:
         return np.ones(shape, np.float32)
-    return np.nan_to_num(np.asarray(mask, np.float32))
+    return plane_of(mask)
 
 
 def _reference_blur(coverage: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
@@ -356,7 +418,7 @@ def _reference_blur(coverage: NDArray[np.float32], sigma: float) -> NDArray[np.f
 
 def _sigma(value: Any) -> int:
     try:
-        return max(int(value), 0)
+        return min(max(int(value), 0), MOST_SIGMA_PX)
     except (TypeError, ValueError, OverflowError):
         return _DEFAULT_SIGMA_PX
 
@@ -365,8 +427,8 @@ def _clip(value: Any) -> tuple[float, float]:
     try:
         low, high = sorted(float(bound) for bound in value)
     except (TypeError, ValueError):
-        return _DEFAULT_CLIP
-    return (low, high) if np.isfinite([low, high]).all() else _DEFAULT_CLIP
+        return DEFAULT_CLIP
+    return (low, high) if np.isfinite([low, high]).all() else DEFAULT_CLIP
 
 
 def _weight(value: Any) -> float:
@@ -385,6 +447,7 @@ def _threshold(plan: Any) -> float:
     else:
         value = setting(plan, "two_pass_coverage_threshold")
     try:
-        return _THRESHOLD if value is None else max(float(value), 0.0)
+        threshold = THRESHOLD if value is None else max(float(value), 0.0)
     except (TypeError, ValueError):
-        return _THRESHOLD
+        return THRESHOLD
+    return THRESHOLD if np.isnan(threshold) else threshold

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from zmrs.scan import Meta
 
-__all__ = ["InputRow", "coverage_header", "inputs_table", "primary_header"]
+__all__ = ["InputRow", "extension_header", "inputs_table", "primary_header"]
 
 
 _AEON_S = 1e12
@@ -45,7 +45,8 @@ class InputRow:
     exposure_s
         Exposure time in seconds; NaN where it does not say.
     rejected_fraction
-        Share of its samples that a rejecting combine dropped; 0 without one.
+        Share of its samples, those of all channels, that a rejecting combine has left out or drawn
+        in; 0 without one.
     """
 
     name: str
@@ -87,23 +88,31 @@ def primary_header(
     return header
 
 
-def coverage_header(shape: tuple[int, int], wcs_cards: Sequence[tuple[str, Any, str]]) -> Header:
-    """Header of the coverage plane."""
-    header = _image_header("XTENSION", 1, shape)
-    header["EXTNAME"] = ("COVERAGE", "sum of weights of the valid inputs")
-    for keyword, value, comment in wcs_cards:
-        header[keyword] = (value, comment)
+def extension_header(
+    name: str,
+    comment: str,
+    channels: int,
+    shape: tuple[int, int],
+    wcs_cards: Sequence[tuple[str, Any, str]],
+    *,
+    bitpix: int = -32,
+) -> Header:
+    """Header of an image extension on the grid of the mosaic."""
+    header = _image_header("XTENSION", channels, shape, bitpix)
+    header["EXTNAME"] = (name, comment)
+    for keyword, value, text in wcs_cards:
+        header[keyword] = (value, text)
     return header
 
 
-def _image_header(first: str, channels: int, shape: tuple[int, int]) -> Header:
+def _image_header(first: str, channels: int, shape: tuple[int, int], bitpix: int = -32) -> Header:
     from astropy.io.fits import Header  # noqa: PLC0415  (late: 0.3 s)
 
     header = Header()
     value = True if first == "SIMPLE" else "IMAGE   "
     header[first] = (value, "FITS standard 4.0" if first == "SIMPLE" else "image extension")
     axes = [shape[1], shape[0]] + ([channels] if channels > 1 else [])
-    header["BITPIX"] = (-32, "IEEE single precision")
+    header["BITPIX"] = (bitpix, "IEEE single precision" if bitpix < 0 else "whole numbers")
     header["NAXIS"] = (len(axes), "")
     for number, length in enumerate(axes, start=1):
         header[f"NAXIS{number}"] = (length, "")

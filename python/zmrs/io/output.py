@@ -7,10 +7,11 @@ import errno
 import os
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zmrs.errors import DiskFullError, OutputError
+from zmrs.errors import BudgetError, DiskFullError, OutputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -18,14 +19,13 @@ if TYPE_CHECKING:
 
     from astropy.io.fits import Header
 
-__all__ = ["MosaicFile", "check_output", "data_bytes"]
+__all__ = ["Image", "MosaicFile", "check_output", "check_scratch"]
 
 _BLOCK = 2880
 _CARD = 80
 _SPARE_CARDS = 12
 # Waiting for the disk would cost a short run more than making it again after a power cut.
 _DURABLE_AFTER_S = 30.0
-_SAMPLE_BYTES = 4
 _SUFFIXES = (".fits", ".fit", ".fts")
 
 
@@ -69,10 +69,63 @@ def _check_place(path: Path, inputs: Sequence[str], *, overwrite: bool) -> None:
         raise OutputError(f"{path}: its folder cannot be written ({error.strerror}).") from error
 
 
-def data_bytes(planes: int, shape: tuple[int, int]) -> int:
-    """Bytes of the data unit of an image of float32 planes, padding included."""
-    size = planes * shape[0] * shape[1] * _SAMPLE_BYTES
-    return -(-size // _BLOCK) * _BLOCK
+def check_scratch(
+    folder: str | Path | None, scratch_bytes: int, output: Path | None, output_bytes: int
+) -> None:
+    """Refuse a job whose scratch files will not fit, before any pixel is read.
+
+    Parameters
+    ----------
+    folder
+        Where they will be; None is the system's folder for temporary files.
+    scratch_bytes
+        What they will take.
+    output, output_bytes
+        The mosaic, if it will be a file, and its size: both may lie on one disk.
+
+    Raises
+    ------
+    BudgetError
+        There is less room.
+    """
+    place = Path(folder or tempfile.gettempdir())
+    needed = scratch_bytes
+    if output is not None and place.stat().st_dev == output.parent.stat().st_dev:
+        needed += output_bytes
+    free = _free_bytes(place)
+    if scratch_bytes and free is not None and free < needed:
+        raise BudgetError(
+            f"{place}: two passes need {(needed >> 20) + 1} MiB of disk there and {free >> 20} MiB "
+            "are free; free some space or name another folder with --scratch."
+        )
+
+
+def _free_bytes(folder: Path) -> int | None:
+    """Room on the disk of a folder; None where the system does not say."""
+    try:
+        status = os.statvfs(folder)
+    except (AttributeError, OSError):
+        return None
+    return status.f_bavail * status.f_frsize
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image HDU of a mosaic.
+
+    Attributes
+    ----------
+    header
+        Its header.
+    planes
+        Planes of the shape of the mosaic.
+    sample_bytes
+        Size of a sample.
+    """
+
+    header: Header
+    planes: int
+    sample_bytes: int = 4
 
 
 class MosaicFile:
@@ -84,43 +137,43 @@ class MosaicFile:
     ----------
     path
         The final name.
-    channels, shape
-        Planes of the image, and (H, W).
-    primary, coverage
-        Headers of the two images.  `commit` replaces the primary one, once all is known, by one
-        that may have a few cards more.
+    shape
+        (H, W) of all planes.
+    images
+        The image HDUs.  `commit` replaces the header of the first, once all is known, by one that
+        may have a few cards more.
+
+    Attributes
+    ----------
+    targets
+        Where each plane lies: file and first byte, image by image.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        channels: int,
-        shape: tuple[int, int],
-        primary: Header,
-        coverage: Header,
-    ) -> None:
+    def __init__(self, path: Path, shape: tuple[int, int], images: Sequence[Image]) -> None:
         self.path = path
         self._began = time.monotonic()
-        primary_bytes = _to_bytes(primary, spare_cards=_SPARE_CARDS)
-        coverage_bytes = _to_bytes(coverage)
-        self._header_bytes = image_at = len(primary_bytes)
-        coverage_header_at = image_at + data_bytes(channels, shape)
-        coverage_at = coverage_header_at + len(coverage_bytes)
-        self._end = coverage_at + data_bytes(1, shape)
-        plane_bytes = shape[0] * shape[1] * _SAMPLE_BYTES
-        self.offsets = [image_at + k * plane_bytes for k in range(channels)] + [coverage_at]
+        headers, offsets, end = [], [], 0
+        for number, image in enumerate(images):
+            text = _to_bytes(image.header, spare_cards=0 if number else _SPARE_CARDS)
+            headers.append((end, text))
+            begin = end + len(text)
+            plane_bytes = shape[0] * shape[1] * image.sample_bytes
+            offsets += [begin + k * plane_bytes for k in range(image.planes)]
+            end = begin + -(-image.planes * plane_bytes // _BLOCK) * _BLOCK
+        self._header_bytes, self._end = len(headers[0][1]), end
         self._check_space()
         with _reported(path):
             handle, name = tempfile.mkstemp(
                 dir=path.parent, prefix=f".{path.name}.", suffix=".part"
             )
             self.temporary = Path(name)
+            self.targets = [(self.temporary, offset) for offset in offsets]
             self._file = os.fdopen(handle, "r+b")
             try:
-                self._file.truncate(self._end)
-                self._file.write(primary_bytes)
-                self._file.seek(coverage_header_at)
-                self._file.write(coverage_bytes)
+                self._file.truncate(end)
+                for at, text in headers:
+                    self._file.seek(at)
+                    self._file.write(text)
                 self._file.flush()
             except BaseException:
                 self._discard()
@@ -128,12 +181,8 @@ class MosaicFile:
 
     def _check_space(self) -> None:
         """A disk that cannot hold the output is better found full now than hours later."""
-        try:
-            status = os.statvfs(self.path.parent)
-        except (AttributeError, OSError):
-            return
-        free = status.f_bavail * status.f_frsize
-        if free < self._end:
+        free = _free_bytes(self.path.parent)
+        if free is not None and free < self._end:
             raise DiskFullError(
                 f"{self.path}: the disk is full: {self._end >> 20} MiB are needed and "
                 f"{free >> 20} MiB are free; free some space or name another folder."

@@ -3,6 +3,7 @@
 The photometric model of a frame, pixel by pixel, in adu:
 
     value = gain * (stars + nebula) + sky_level + gradient . (pixel - frame centre) + noise
+            + contaminants
 
 *Stars.*  The PSF is a circular Gaussian in the pixels of the frame, integrated over each pixel
 (differences of the error function), so that the pixels of one star add up to ``gain * flux`` and
@@ -21,6 +22,7 @@ pixel area ``a_grid`` a star sums to ``F * reference_scale_arcsec**2 / a_grid``.
 All randomness comes from the seeds: equal arguments give equal bytes.
 """
 
+from zmrs.simulate.contaminants import Contaminants
 from zmrs.simulate.demo import demo_set
 from zmrs.simulate.files import write_frames, write_truth
 from zmrs.simulate.frames import FrameSpec, render
@@ -29,6 +31,7 @@ from zmrs.simulate.sky import Sky
 from zmrs.simulate.wcs import dither_pattern, make_frame_wcs, pixel_area
 
 __all__ = [
+    "Contaminants",
     "FrameSpec",
     "GaussianSum",
     "Nebula",

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zmrs.errors import InputError
+from zmrs.simulate.contaminants import Contaminants
 from zmrs.simulate.nebula import Floats
 from zmrs.simulate.sky import Sky
 from zmrs.simulate.wcs import pixel_area
@@ -63,6 +64,8 @@ class FrameSpec:
         1 or 3.
     exptime_s
         Exposure time for the header; it does not change the pixels.
+    contaminants
+        What gets into the frame and is not the sky.
     """
 
     wcs: WCS
@@ -76,6 +79,7 @@ class FrameSpec:
     border_nan_px: int = 0
     channels: int = 1
     exptime_s: float = 60.0
+    contaminants: Contaminants | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be rendered.
@@ -109,7 +113,8 @@ def render(sky: Sky, spec: FrameSpec, seed: int | Sequence[int] = 0) -> Image:
     spec
         How the frame looks at it; `zmrs.simulate` gives the formula.
     seed
-        Of the noise and of the places of dead pixels, which are drawn independently.
+        Of the noise, of the places of dead pixels and of contaminants, which are drawn
+        independently: without contaminants the same seed gives the same frame less their light.
 
     Returns
     -------
@@ -122,6 +127,9 @@ def render(sky: Sky, spec: FrameSpec, seed: int | Sequence[int] = 0) -> Image:
     image *= np.float32(spec.gain)
     _add_background(image, spec)
     noise_seed, dead_seed = np.random.SeedSequence(seed).spawn(2)
+    if spec.contaminants is not None:
+        for light in spec.contaminants.light(spec.shape, spec.channels, seed).values():
+            image += light.astype(np.float32)
     if spec.noise_sigma > 0.0:
         rng = np.random.Generator(np.random.SFC64(noise_seed))
         for channel in range(spec.channels):

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use zmrs_core::budget::{Ledger, Projection};
 use zmrs_core::cancel::CancelToken;
-use zmrs_core::coadd::Combine;
+use zmrs_core::coadd::{Combine, Parameters};
 use zmrs_core::geom::CoordGrid;
 use zmrs_core::job::{Input, Job};
 use zmrs_core::layout;
@@ -42,6 +42,10 @@ fn decode(c: &mut Criterion) {
         b.iter(|| zmrs_core::cpu::decode(black_box(&bytes), &plain, &mut out));
     });
     group.finish();
+}
+
+fn method(name: &str) -> Combine {
+    Combine::from_name(name, &Parameters::default()).expect("it is in the list")
 }
 
 /// `depth` frames turned by three degrees and shifted by a few pixels, all over the whole output.
@@ -101,7 +105,7 @@ fn run(job: &Job) -> u64 {
     let plan = Plan { memory_bytes: Some(1 << 30), ..Plan::default() };
     let fitted = layout::fit(job, &plan, &Projection::default(), 0, 0).unwrap();
     let (mut image, mut coverage) = (vec![0.0; EDGE * EDGE], vec![0.0; EDGE * EDGE]);
-    let sink = MemorySink::new(EDGE, vec![&mut image, &mut coverage]);
+    let sink = MemorySink::new(EDGE, vec![&mut image, &mut coverage], Vec::new());
     let ledger = Ledger::new(1 << 30);
     let (cancel, progress) = (CancelToken::default(), Progress::default());
     let stats =
@@ -120,17 +124,16 @@ fn pass(c: &mut Criterion) {
         ("lanczos2", Kernel::Lanczos2),
         ("lanczos3", Kernel::Lanczos3),
     ] {
-        let job = job(kernel, Combine::Mean, 4);
+        let job = job(kernel, method("mean"), 4);
         group.throughput(Throughput::Elements(run(&job)));
         group.bench_with_input(BenchmarkId::new("mean", name), &job, |b, job| b.iter(|| run(job)));
     }
-    for (name, combine) in [
-        ("sum", Combine::Sum),
-        ("min", Combine::Min),
-        ("max", Combine::Max),
-        ("last", Combine::Last),
-    ] {
-        let job = job(Kernel::Bilinear, combine, 4);
+    let stacked =
+        ["median", "kappa-sigma", "winsorized", "winsor-percentile"].map(|name| (name, 16));
+    for (name, depth) in
+        ["sum", "min", "max", "last"].map(|name| (name, 4)).into_iter().chain(stacked)
+    {
+        let job = job(Kernel::Bilinear, method(name), depth);
         group.throughput(Throughput::Elements(run(&job)));
         group.bench_with_input(BenchmarkId::new(name, "bilinear"), &job, |b, job| {
             b.iter(|| run(job));

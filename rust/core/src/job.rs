@@ -126,14 +126,27 @@ impl Job {
         Ok(job)
     }
 
-    /// Planes of the output: the channels and the coverage.
-    pub fn planes(&self) -> usize {
+    /// Planes that come together while inputs come one after the other: the channels, and the
+    /// weights.
+    pub fn running_planes(&self) -> usize {
         self.channels + 1
+    }
+
+    /// Planes of the output: the channels, the coverage, and, by channel, how many samples were
+    /// rejected below and above, if the method counts them.
+    pub fn planes(&self) -> usize {
+        self.channels + 1 + self.counted_planes()
+    }
+
+    fn counted_planes(&self) -> usize {
+        if self.combine.rejects() { 2 * self.channels } else { 0 }
     }
 
     /// Bytes of the output's planes.
     pub fn output_bytes(&self) -> u64 {
-        [self.planes(), self.height, self.width, size_of::<f32>()]
+        let each =
+            (self.channels + 1) * size_of::<f32>() + self.counted_planes() * size_of::<i16>();
+        [each, self.height, self.width]
             .iter()
             .fold(1, |product: u64, &n| product.saturating_mul(n as u64))
     }

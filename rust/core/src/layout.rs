@@ -10,7 +10,7 @@
 use std::collections::HashSet;
 
 use crate::budget::Projection;
-use crate::coadd::{COLUMNS, ROWS, TileBuffers};
+use crate::coadd::{COLUMNS, Combine, ROWS, Stack, StackBuffers, TileBuffers};
 use crate::coverage::gains::{self, Rules};
 use crate::coverage::marks::{Mark, MarkBuffer};
 use crate::coverage::merge::MergeSink;
@@ -106,8 +106,8 @@ pub struct Traffic {
     pub write_bytes: u64,
     /// Samples of one pass at most: output pixels in the inputs' boxes, each channel by itself.
     pub samples: u64,
-    /// Bytes of scratch files that a second pass needs: its image, the scale map, the marks of
-    /// the inputs (as many as there are without gaps in their masks).
+    /// Bytes of scratch files that a second pass needs: one image, and the marks of the inputs (as
+    /// many as there are without gaps in their masks; with stacks, at most).
     pub two_pass_bytes: u64,
 }
 
@@ -197,7 +197,7 @@ impl Layout {
     }
 
     fn running_bytes(self, job: &Job) -> u64 {
-        (job.planes() * self.running_len(job) * size_of::<f64>()) as u64
+        (job.running_planes() * self.running_len(job) * size_of::<f64>()) as u64
     }
 
     /// Bytes of the output rows: one band that is being computed, one that is being written.
@@ -225,7 +225,8 @@ impl Layout {
                 let served = Rect::new(window.out_x.clone(), step.rect.y0..step.rect.y1);
                 let served = served.intersect(&input.grid.rect());
                 traffic.samples += (served.area() * job.channels) as u64;
-                marks += served.height() * served.width().div_ceil(COLUMNS);
+                let columns = if job.combine.is_stacked() { Stack::LEAST_COLUMNS } else { COLUMNS };
+                marks += served.height() * tiles_across(&served, &step.rect, columns);
                 for source in std::iter::once(&input.image).chain(&input.weight_map) {
                     traffic.read_bytes += read_bytes(source, &window.rect, kept);
                 }
@@ -238,6 +239,13 @@ impl Layout {
         }
         traffic
     }
+}
+
+/// Tiles of the block `block`, side by side and so wide, that `served` touches: a row is marked in
+/// each anew.
+fn tiles_across(served: &Rect, block: &Rect, columns: usize) -> usize {
+    let tile = |x: i64| (x - block.x0) as usize / columns;
+    if served.is_empty() { 0 } else { tile(served.x1 - 1) - tile(served.x0) + 1 }
 }
 
 /// Bytes that reading the rows of `rect`, less `kept` of them, fetches from a file.
@@ -395,8 +403,11 @@ impl Fitting<'_> {
 
 /// The best layout within `available` bytes, if there is one.
 fn choose(job: &Job, most_rows: usize, preferred: usize, available: u64) -> Option<(Layout, Need)> {
+    if job.combine.is_stacked() {
+        return widest_at_once(job, preferred, available);
+    }
     let least_rows = LEAST_ROWS.min(most_rows);
-    let at_once = tallest_at_once(job, preferred, available);
+    let at_once = tallest_at_once(job, job.width, preferred, available);
     let in_turn = |columns, least| tallest_in_turn(job, columns, most_rows, least, available);
     if let Some((layout, need)) = at_once
         && layout.band_rows >= least_rows
@@ -421,10 +432,30 @@ fn choose(job: &Job, most_rows: usize, preferred: usize, available: u64) -> Opti
     }
 }
 
-/// The tallest bands, up to `most_rows`, whose inputs are all loaded at once.
-fn tallest_at_once(job: &Job, most_rows: usize, available: u64) -> Option<(Layout, Need)> {
+/// The widest blocks, in the tallest bands up to `most_rows`, whose inputs are all loaded at once:
+/// who looks at all samples of a pixel cannot take inputs in turn.
+fn widest_at_once(job: &Job, most_rows: usize, available: u64) -> Option<(Layout, Need)> {
+    let least_rows = LEAST_ROWS.min(most_rows);
+    let mut columns = job.width;
+    loop {
+        let found = tallest_at_once(job, columns, most_rows, available);
+        let tall = found.filter(|(layout, _)| layout.band_rows >= least_rows);
+        if tall.is_some() || columns <= LEAST_COLUMNS {
+            return tall;
+        }
+        columns = columns.div_ceil(2).max(LEAST_COLUMNS);
+    }
+}
+
+/// The tallest bands, up to `most_rows`, of blocks so wide, whose inputs are all loaded at once.
+fn tallest_at_once(
+    job: &Job,
+    columns: usize,
+    most_rows: usize,
+    available: u64,
+) -> Option<(Layout, Need)> {
     let fits = |band_rows| {
-        let layout = Layout { band_rows, block_columns: job.width, step_values: None };
+        let layout = Layout { band_rows, block_columns: columns, step_values: None };
         let limit = available.checked_sub(layout.output_bytes(job))?;
         layout.need_within(job, limit).map(|need| (layout, need))
     };
@@ -476,12 +507,20 @@ fn largest_window(job: &Job, columns: usize, rows: usize) -> usize {
 
 /// The layout that needs least.
 fn least_layout(job: &Job) -> Layout {
-    Layout { band_rows: 1, block_columns: job.width.min(LEAST_COLUMNS), step_values: Some(0) }
+    let block_columns = job.width.min(LEAST_COLUMNS);
+    if job.combine.is_stacked() {
+        // Thinner ones need little less, since every input brings its taps.
+        return Layout { band_rows: job.height.min(LEAST_ROWS), block_columns, step_values: None };
+    }
+    Layout { band_rows: 1, block_columns, step_values: Some(0) }
 }
 
 fn least_window_bytes(job: &Job) -> u64 {
     let least = least_layout(job);
-    (2 * size_of::<f32>() * largest_window(job, least.block_columns, 1)) as u64
+    match least.step_values {
+        Some(_) => (2 * size_of::<f32>() * largest_window(job, least.block_columns, 1)) as u64,
+        None => least.need(job).bytes(),
+    }
 }
 
 /// All that is not leased from the ledger of a pass.
@@ -505,7 +544,11 @@ fn worker_bytes(job: &Job) -> u64 {
         Some(_) => MarkBuffer::BYTES + MergeSink::worker_bytes(job.channels, job.width),
         None => 0,
     };
-    TileBuffers::bytes(job.channels) + READ_CHUNK_BYTES as u64 + merging
+    let gathering = match job.combine {
+        Combine::Running(_) => TileBuffers::bytes(job.channels),
+        Combine::Stacked(_) => StackBuffers::bytes(job),
+    };
+    gathering + READ_CHUNK_BYTES as u64 + merging
 }
 
 /// What the work on the coverage, between the passes, takes beyond what the passes have taken.

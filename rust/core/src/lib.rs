@@ -25,6 +25,7 @@ pub mod plan;
 mod position;
 pub mod reproject;
 pub mod resample;
+mod rows;
 pub mod sink;
 pub mod source;
 pub mod window;

@@ -14,17 +14,17 @@ use std::thread;
 
 use crate::budget::{LeasedVec, Ledger};
 use crate::cancel::CancelToken;
-use crate::coadd::{self, Place, Tile, TileBuffers};
-use crate::coverage::marks::{MarkBuffer, Marker, Marks};
-use crate::cpu::dispatched;
+use crate::coadd;
+use crate::coverage::marks::Marks;
 use crate::geom::Rect;
 use crate::job::Job;
 use crate::layout::{Layout, Step};
 use crate::load::{Arena, LoadTask, Loader, take_front};
 use crate::parallel::{self, STACK_BYTES};
 use crate::plan::Plan;
-use crate::reproject::{Loaded, Workspace, project};
+use crate::reproject::Loaded;
 use crate::resample::TapTable;
+use crate::rows::{Bench, OutputRows};
 use crate::sink::Sink;
 use crate::source::{FileCache, READ_CHUNK_BYTES};
 use crate::{Error, Result};
@@ -43,6 +43,8 @@ pub struct Progress {
 pub struct PassStats {
     /// Valid samples of each input.
     pub samples: Vec<u64>,
+    /// Samples of each input, those of every channel, that were rejected.
+    pub rejected: Vec<u64>,
     /// Bytes read from input files.
     pub read_bytes: u64,
     /// How often an input file was opened.
@@ -86,7 +88,7 @@ pub fn run_pass(
     let (mut even, mut odd) = (arena(0)?, arena(1)?);
     let spare = Band::new(job, layout, chunk)?;
     let mut output = Output {
-        running: planes(job, layout.running_len(job), chunk)?,
+        running: planes(job.running_planes(), layout.running_len(job), chunk)?,
         band: Band::new(job, layout, chunk)?,
     };
 
@@ -117,14 +119,13 @@ pub fn run_pass(
         written.and(done)
     })?;
 
-    let mut samples = vec![0; job.inputs.len()];
-    for worker in &crew {
-        for (sum, count) in samples.iter_mut().zip(&worker.samples) {
-            *sum += count;
-        }
-    }
+    let total = |of: fn(&Bench) -> &[u64]| {
+        let each = |input: usize| crew.iter().map(|worker| of(&worker.bench)[input]).sum();
+        (0..job.inputs.len()).map(each).collect()
+    };
     Ok(PassStats {
-        samples,
+        samples: total(Bench::samples),
+        rejected: total(Bench::rejected),
         read_bytes: progress.read_bytes.load(Ordering::Relaxed),
         files_opened: files.opened(),
         workers: crew.len() - pass.refused.into_inner(),
@@ -147,32 +148,23 @@ struct Pass<'a> {
 
 /// What one worker owns.
 struct Worker {
-    tile: TileBuffers,
+    bench: Bench,
     chunk: LeasedVec<u8>,
-    space: Workspace,
-    marks: Option<MarkBuffer>,
-    samples: Vec<u64>,
 }
 
 impl Worker {
     fn new(job: &Job, leaves_marks: bool, ledger: &Arc<Ledger>) -> Result<Self> {
-        Ok(Self {
-            tile: TileBuffers::new(job.channels, ledger)?,
-            chunk: ledger.zeroed(READ_CHUNK_BYTES)?,
-            space: Workspace::default(),
-            marks: leaves_marks.then(|| MarkBuffer::new(ledger)).transpose()?,
-            samples: vec![0; job.inputs.len()],
-        })
+        let bench = Bench::new(job, leaves_marks, ledger)?;
+        Ok(Self { bench, chunk: ledger.zeroed(READ_CHUNK_BYTES)? })
     }
 }
 
-/// One plane a channel, and one for the weights.
 fn planes<T: crate::budget::Zero>(
-    job: &Job,
+    count: usize,
     len: usize,
     ledger: &Arc<Ledger>,
 ) -> Result<Vec<LeasedVec<T>>> {
-    (0..job.planes()).map(|_| ledger.zeroed(len)).collect()
+    (0..count).map(|_| ledger.zeroed(len)).collect()
 }
 
 /// Finished rows on their way to the sink.
@@ -184,7 +176,7 @@ struct Band {
 impl Band {
     fn new(job: &Job, layout: Layout, ledger: &Arc<Ledger>) -> Result<Self> {
         let len = layout.band_rows.min(job.height) * job.width;
-        Ok(Self { planes: planes(job, len, ledger)?, rows: 0..0 })
+        Ok(Self { planes: planes(job.planes(), len, ledger)?, rows: 0..0 })
     }
 }
 
@@ -221,16 +213,6 @@ enum Task<'a> {
     Load(LoadTask<'a>),
     /// Output rows of the present step.
     Rows(OutputRows<'a>),
-}
-
-struct OutputRows<'a> {
-    rect: Rect,
-    is_first: bool,
-    is_last: bool,
-    /// Rows of the running planes, as wide as the block; no values when all inputs come at once.
-    running: Vec<&'a mut [f64]>,
-    /// Rows of the band, as wide as the canvas.
-    planes: Vec<&'a mut [f32]>,
 }
 
 impl Pass<'_> {
@@ -306,10 +288,7 @@ impl Pass<'_> {
         match task {
             Task::Load(task) => self.loader.run(task, &mut worker.chunk),
             Task::Rows(mut rows) => {
-                compute_rows(self.job, &self.table, loaded, self.marks, &mut rows, worker);
-                if let (Some(buffer), Some(file)) = (&mut worker.marks, self.marks) {
-                    buffer.flush(&(rows.rect.y0 as usize..rows.rect.y1 as usize), file)?;
-                }
+                worker.bench.compute(self.job, &self.table, loaded, self.marks, &mut rows)?;
                 // A row is complete with the last block of its band.
                 if rows.is_last && rows.rect.x1 == self.job.width as i64 {
                     let span = rows.rect.y0 as usize..rows.rect.y1 as usize;
@@ -317,58 +296,6 @@ impl Pass<'_> {
                 }
                 Ok(())
             }
-        }
-    }
-}
-
-dispatched! {
-    /// Compute some output rows of a step, tile by tile.
-    fn compute_rows(
-        job: &Job,
-        table: &TapTable,
-        loaded: &[Loaded],
-        marks: Option<&Marks>,
-        rows: &mut OutputRows,
-        worker: &mut Worker,
-    ) = compute_rows_here
-}
-
-#[inline(always)]
-fn compute_rows_here(
-    job: &Job,
-    table: &TapTable,
-    loaded: &[Loaded],
-    marks: Option<&Marks>,
-    rows: &mut OutputRows,
-    worker: &mut Worker,
-) {
-    let rect = rows.rect;
-    let lines = rect.y0 as usize..rect.y1 as usize;
-    for x in (rect.x0..rect.x1).step_by(coadd::COLUMNS) {
-        let area = Rect::new(x..rect.x1.min(x + coadd::COLUMNS as i64), rect.y0..rect.y1);
-        let kept = Place { stride: rect.width(), column: (x - rect.x0) as usize };
-        let mut tile = if rows.is_first {
-            Tile::begin(job, area, &mut worker.tile)
-        } else {
-            Tile::resume(job, area, &mut worker.tile, &rows.running, kept)
-        };
-        for input in loaded {
-            let span = &input.window.out_x;
-            if span.end <= area.x0 || span.start >= area.x1 {
-                continue;
-            }
-            let mut marker = match (&mut worker.marks, marks) {
-                (Some(buffer), Some(file)) => Some(Marker { buffer, file, rows: &lines }),
-                _ => None,
-            };
-            let space = &mut worker.space;
-            let valid = project(job, table, input, &area, &mut tile, space, &mut marker);
-            worker.samples[input.window.input] += valid;
-        }
-        if rows.is_last {
-            tile.finish(&mut rows.planes, Place { stride: job.width, column: x as usize });
-        } else {
-            tile.set_aside(&mut rows.running, kept);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! One input onto one tile of the output: coordinates, then samples.
 
-use crate::coadd::Tile;
-use crate::coverage::marks::{LEAST_MASK, Marker, MaskRule};
+use crate::coadd::Gather;
+use crate::coverage::marks::{LEAST_MASK, Marker};
 use crate::geom::{CellKind, CoordGrid, Rect, cubic};
 use crate::job::{Input, Job};
 use crate::position::Clip;
@@ -44,11 +44,12 @@ pub fn project(
     table: &TapTable,
     loaded: &Loaded,
     rect: &Rect,
-    tile: &mut Tile,
+    tile: &mut impl Gather,
     space: &mut Workspace,
     marker: &mut Option<Marker>,
 ) -> u64 {
     let input = &job.inputs[loaded.window.input];
+    tile.begin(loaded.window.input, input);
     let grid = &input.grid;
     let out = Rect::new(loaded.window.out_x.clone(), rect.y0..rect.y1).intersect(rect);
     let columns = grid.columns(out.x0..out.x1);
@@ -112,7 +113,7 @@ fn add_run(
     table: &TapTable,
     input: &Input,
     loaded: &Loaded,
-    tile: &mut Tile,
+    tile: &mut impl Gather,
     at: (i64, i64),
     space: &mut Workspace,
 ) -> u32 {
@@ -149,13 +150,13 @@ fn mark_run(
 ) {
     let (run, values) = (&space.run, &space.values[0]);
     let input = loaded.window.input;
-    match marker.file.rule {
-        MaskRule::Values => marker.run(input, at, run.len, |k| values[k] > LEAST_MASK),
-        // Samples are valid only when all that a linear interpolation looks at is.
-        MaskRule::Validity if counted == run.len => marker.all(input, at, run.len),
-        MaskRule::Validity => marker.run(input, at, run.len, |k| {
+    // Samples are valid only when all that a linear interpolation looks at is.
+    if counted == run.len {
+        marker.all(input, at, run.len);
+    } else {
+        marker.run(input, at, run.len, |k| {
             !values[k].is_nan() || valid_share(loaded.plane(0), run, k) > LEAST_MASK
-        }),
+        });
     }
 }
 

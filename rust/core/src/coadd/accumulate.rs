@@ -1,6 +1,6 @@
 //! One run of samples added to the running values.
 
-use super::Combine;
+use super::Running;
 
 /// Photometry of a run: `gain · value + offset`, before it is weighted.
 #[derive(Clone, Copy)]
@@ -13,7 +13,7 @@ pub struct Affine {
 /// before this input, `weights` those of its samples, all of the same length.
 #[inline(always)]
 pub fn add(
-    combine: Combine,
+    combine: Running,
     affine: Affine,
     values: &[f32],
     weights: &[f64],
@@ -32,15 +32,15 @@ pub fn add(
         }};
     }
     match combine {
-        Combine::Mean | Combine::Sum => each!(|state, v, w, _| state + w * v),
-        Combine::Min => {
+        Running::Mean | Running::Sum => each!(|state, v, w, _| state + w * v),
+        Running::Min => {
             each!(|state, v, _, seen| if seen == 0.0 || v < state { v } else { state });
         }
-        Combine::Max => {
+        Running::Max => {
             each!(|state, v, _, seen| if seen == 0.0 || v > state { v } else { state });
         }
-        Combine::First => each!(|state, v, _, seen| if seen == 0.0 { v } else { state }),
-        Combine::Last => each!(|_, v, _, _| v),
+        Running::First => each!(|state, v, _, seen| if seen == 0.0 { v } else { state }),
+        Running::Last => each!(|_, v, _, _| v),
     }
 }
 
@@ -58,9 +58,9 @@ pub fn add_weights(values: &[f32], weights: &[f64], running: &mut [f64]) -> u32 
 
 /// The finished values of a run: NaN where no weight has come together.
 #[inline(always)]
-pub fn finish(combine: Combine, running: &[f64], weights: &[f64], out: &mut [f32]) {
+pub fn finish(combine: Running, running: &[f64], weights: &[f64], out: &mut [f32]) {
     for ((target, &state), &weight) in out.iter_mut().zip(running).zip(weights) {
-        let value = if combine == Combine::Mean { state / weight } else { state };
+        let value = if combine == Running::Mean { state / weight } else { state };
         *target = if weight > 0.0 { value as f32 } else { f32::NAN };
     }
 }

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use super::Combine;
 use super::accumulate::{self, Affine};
+use super::{Gather, Running};
 use crate::Result;
 use crate::budget::{LeasedVec, Ledger};
 use crate::geom::Rect;
-use crate::job::{Input, Job};
+use crate::job::Input;
 use crate::resample::RUN;
 
 /// Rows of a tile at most. With [`COLUMNS`] it decides how much of the sources is touched again
@@ -54,7 +54,7 @@ pub struct Place {
 
 impl Place {
     #[inline(always)]
-    fn row(self, row: usize) -> std::ops::RangeFrom<usize> {
+    pub(super) fn row(self, row: usize) -> std::ops::RangeFrom<usize> {
         row * self.stride + self.column..
     }
 }
@@ -62,25 +62,25 @@ impl Place {
 /// A rectangle of the output while samples come together in it.
 pub struct Tile<'a> {
     rect: Rect,
-    combine: Combine,
+    combine: Running,
     buffers: &'a mut TileBuffers,
 }
 
 impl<'a> Tile<'a> {
     /// An empty tile; `rect` is at most [`COLUMNS`] by [`ROWS`].
     #[inline(always)]
-    pub fn begin(job: &Job, rect: Rect, buffers: &'a mut TileBuffers) -> Self {
+    pub fn begin(combine: Running, rect: Rect, buffers: &'a mut TileBuffers) -> Self {
         let area = rect.area();
         for plane in buffers.planes() {
             plane[..area].fill(0.0);
         }
-        Self { rect, combine: job.combine, buffers }
+        Self { rect, combine, buffers }
     }
 
     /// A tile that goes on with what [`set_aside`](Self::set_aside) kept.
     #[inline(always)]
     pub fn resume(
-        job: &Job,
+        combine: Running,
         rect: Rect,
         buffers: &'a mut TileBuffers,
         kept: &[&mut [f64]],
@@ -92,7 +92,7 @@ impl<'a> Tile<'a> {
                     .copy_from_slice(&kept[place.row(row)][..rect.width()]);
             }
         }
-        Self { rect, combine: job.combine, buffers }
+        Self { rect, combine, buffers }
     }
 
     /// Keep the running values and weights, one plane each, for inputs that are still to come.
@@ -104,28 +104,6 @@ impl<'a> Tile<'a> {
                 kept[place.row(row)][..width].copy_from_slice(&plane[row * width..][..width]);
             }
         }
-    }
-
-    /// Bring in a run of samples of `input` that begins at output pixel (x, y): `values` per
-    /// channel (NaN = invalid, in all channels alike) and their weights. Returns how many count.
-    #[inline(always)]
-    pub fn add(
-        &mut self,
-        input: &Input,
-        (x, y): (i64, i64),
-        values: &[[f32; RUN]],
-        weights: &[f64],
-    ) -> u32 {
-        let first = (y - self.rect.y0) as usize * self.rect.width() + (x - self.rect.x0) as usize;
-        let span = first..first + weights.len();
-        let seen = &mut self.buffers.weights[span.clone()];
-        for (channel, values) in values.iter().enumerate() {
-            let affine = Affine { gain: input.gain[channel], offset: input.offset[channel] };
-            let running = &mut self.buffers.running[channel][span.clone()];
-            let values = &values[..weights.len()];
-            accumulate::add(self.combine, affine, values, weights, seen, running);
-        }
-        accumulate::add_weights(&values[0][..weights.len()], weights, seen)
     }
 
     /// Write the finished values, one plane a channel, and then the coverage, into `planes`.
@@ -145,5 +123,30 @@ impl<'a> Tile<'a> {
                 *target = weight as f32;
             }
         }
+    }
+}
+
+impl Gather for Tile<'_> {
+    #[inline(always)]
+    fn begin(&mut self, _number: usize, _input: &Input) {}
+
+    #[inline(always)]
+    fn add(
+        &mut self,
+        input: &Input,
+        (x, y): (i64, i64),
+        values: &[[f32; RUN]],
+        weights: &[f64],
+    ) -> u32 {
+        let first = (y - self.rect.y0) as usize * self.rect.width() + (x - self.rect.x0) as usize;
+        let span = first..first + weights.len();
+        let seen = &mut self.buffers.weights[span.clone()];
+        for (channel, values) in values.iter().enumerate() {
+            let affine = Affine { gain: input.gain[channel], offset: input.offset[channel] };
+            let running = &mut self.buffers.running[channel][span.clone()];
+            let values = &values[..weights.len()];
+            accumulate::add(self.combine, affine, values, weights, seen, running);
+        }
+        accumulate::add_weights(&values[0][..weights.len()], weights, seen)
     }
 }

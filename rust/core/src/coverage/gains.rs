@@ -1,6 +1,6 @@
 //! From the coverage of pass one to a gain for each input.
 //!
-//! The scale map s = clamp(c̄ / c, 0.5, 2), with c̄ the blurred coverage, says how much brighter the
+//! The scale map s = clamp(c̄ / c, 0.5, 2), with c̄ the blurred coverage, says how much better the
 //! neighbourhood of a pixel is covered than the pixel itself. An input's gain is the exact median
 //! of s over the well-covered pixels that its mask covers. (Definition: the Two-Pass of `ZeMosaic`
 //! 4.5, as observed; its cost is not.)
@@ -50,10 +50,6 @@ pub struct Rules {
 pub struct Gains {
     /// One for each input.
     pub gains: Vec<f64>,
-    /// Pixels that each input's mask covers.
-    pub masked: Vec<u64>,
-    /// Well-covered ones among them.
-    pub used: Vec<u64>,
     /// Least and greatest value of the scale map where it counts; reversed when it counts nowhere.
     pub scales: (f32, f32),
 }
@@ -125,8 +121,12 @@ pub fn blurred(
     let gaussian = Gaussian::new(sigma_px)?;
     let coverage = Coverage(planes);
     let blur = Blur::new(&gaussian, height, width, &coverage);
+    if blur.segments() == 0 {
+        return Ok(());
+    }
     let space = |_| BlurSpace::new(width, &gaussian, ledger);
-    let mut crew = (0..workers.max(1)).map(space).collect::<Result<Vec<_>>>()?;
+    let workers = workers.clamp(1, blur.segments());
+    let mut crew = (0..workers).map(space).collect::<Result<Vec<_>>>()?;
     let parts = out.chunks_mut(SEGMENT_ROWS * width).enumerate().collect();
     parallel::run(&mut crew, parts, |(segment, part): (usize, &mut [f64]), space| {
         cancel.check()?;
@@ -292,8 +292,6 @@ impl<'a> ScaleMap<'a> {
         for k in 0..batch.len() {
             let masked = crew.iter().map(|space| space.tally.masked[k]).sum();
             let used = (0..=BINS).map(|bin| sum(&crew, k, bin)).sum();
-            gains.masked.push(masked);
-            gains.used.push(used);
             middles.push(enough(masked, used).then(|| {
                 let ranks = [(used - 1) / 2, used / 2];
                 let find = |rank| locate((0..=BINS).map(|bin| sum(&crew, k, bin)), rank);

@@ -13,7 +13,8 @@ use crate::budget::{LeasedVec, Ledger, Zero};
 use crate::source::read_exact_at;
 use crate::{Error, Result};
 
-/// A mask above this covers a pixel.
+/// The mask of an input is 1 where a pixel of it is valid and 0 elsewhere, interpolated linearly.
+/// Above this it covers an output pixel.
 pub const LEAST_MASK: f32 = 1e-3;
 
 /// Marks that are written at once.
@@ -36,15 +37,6 @@ pub struct Mark {
 // SAFETY: four plain numbers, without padding.
 unsafe impl Zero for Mark {}
 
-/// What the mask of an input is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MaskRule {
-    /// 1 where a pixel of the input is valid, 0 elsewhere, interpolated linearly.
-    Validity,
-    /// The values of the input.
-    Values,
-}
-
 /// Marks that were written together.
 #[derive(Clone, Debug)]
 pub struct Group {
@@ -58,17 +50,16 @@ pub struct Group {
 pub struct Marks {
     path: PathBuf,
     file: File,
-    /// What the masks are.
-    pub rule: MaskRule,
+    /// Bytes that are written, and what they are.
     groups: Mutex<(u64, Vec<Group>)>,
 }
 
 impl Marks {
     /// A new, empty file at `path`.
-    pub fn create(path: &Path, rule: MaskRule) -> Result<Self> {
+    pub fn create(path: &Path) -> Result<Self> {
         let file = File::options().read(true).write(true).create(true).truncate(true).open(path);
         let file = file.map_err(|e| Error::writing(path, &e))?;
-        Ok(Self { path: path.to_owned(), file, rule, groups: Mutex::default() })
+        Ok(Self { path: path.to_owned(), file, groups: Mutex::default() })
     }
 
     /// All groups, from top to bottom.
@@ -76,11 +67,6 @@ impl Marks {
         let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner).1.clone();
         groups.sort_by_key(|group| (group.rows.start, group.rows.end, group.at));
         groups
-    }
-
-    /// Bytes of the file.
-    pub fn bytes(&self) -> u64 {
-        self.groups.lock().unwrap_or_else(PoisonError::into_inner).0
     }
 
     fn append(&self, rows: Range<usize>, marks: &mut [Mark]) -> Result<()> {

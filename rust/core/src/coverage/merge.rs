@@ -9,7 +9,7 @@ use crate::Result;
 use crate::cpu::dispatched;
 use crate::sink::Sink;
 
-/// Pass two is used where its luminance is at least this part of pass one's.
+/// Pass two is used where its luminance is finite and at least this part of pass one's.
 pub const LEAST_RATIO: f32 = 0.4;
 
 /// A sink for pass two that keeps pass one where pass two is much darker.
@@ -42,7 +42,8 @@ impl<'a> MergeSink<'a> {
 
 impl Sink for MergeSink<'_> {
     fn finish(&self, rows: Range<usize>, planes: &mut [&mut [f32]]) -> Result<()> {
-        let (coverage, images) = planes.split_last_mut().expect("there is a coverage plane");
+        let (images, rest) = planes.split_at_mut(self.first.count() - 1);
+        let coverage = &rest[0];
         let mut before = vec![0.0; images.len() * self.width];
         let (mut first, mut second) = (vec![0.0; self.width], vec![0.0; self.width]);
         let mut replaced = 0;
@@ -72,7 +73,7 @@ impl Sink for MergeSink<'_> {
 
 dispatched! {
     /// The ratio of the brightness of pass two, which it takes the place of, to that of pass one;
-    /// NaN where nothing covers.
+    /// NaN where nothing covers, or pass two is not finite.
     fn decide(first: &[f32], second: &mut [f32], coverage: &[f32], epsilon: f32) = decide_here
 }
 
@@ -80,7 +81,8 @@ dispatched! {
 fn decide_here(first: &[f32], second: &mut [f32], coverage: &[f32], epsilon: f32) {
     for ((second, &first), &coverage) in second.iter_mut().zip(first).zip(coverage) {
         let ratio = *second / (first + epsilon);
-        *second = if coverage > 0.0 { ratio } else { f32::NAN };
+        let may_count = (coverage > 0.0) & second.is_finite();
+        *second = if may_count { ratio } else { f32::NAN };
     }
 }
 

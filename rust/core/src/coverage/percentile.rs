@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::gains::Means;
 use super::luminance::luminances;
 use super::planes::Planes;
-use super::select::{for_each_run, key, locate, value};
+use super::select::{key, locate, value};
 use crate::Result;
 use crate::budget::{LeasedVec, Ledger};
 use crate::parallel;
@@ -32,7 +32,7 @@ struct Tally {
 
 /// Bytes of one worker.
 pub fn worker_bytes(width: usize, channels: usize) -> u64 {
-    ((channels + 1) * width * size_of::<f32>() + BINS * size_of::<u64>()) as u64
+    ((channels + 1) * width * size_of::<f32>() + 2 * BINS * size_of::<u64>()) as u64
 }
 
 /// The percentile `percent` of the mean over the channels, all of `planes` but the last, where
@@ -49,11 +49,26 @@ pub fn luminance_percentile(
     let workers = means.workers.min(affordable as usize).max(1);
     let space = |_| Space::new(width, channels, means.ledger);
     let mut crew = (0..workers).map(space).collect::<Result<Vec<_>>>()?;
-    let total = |crew: &[Space], bin: usize| crew.iter().map(|s| s.tally.counts[bin]).sum::<u64>();
+    let total = |crew: &[Space], bin: usize| {
+        crew.iter().map(|s| s.tally.counts[bin] + s.tally.counts[BINS + bin]).sum::<u64>()
+    };
 
     let sweep = Sweep { planes, height, width, means };
     sweep.run(&mut crew, |tally, row| {
-        for_each_run(row, |key| (key >> HALF) as usize, |bin, run| tally.counts[bin] += run);
+        // Neighbours are alike, and to count into one place again and again is slow: two tables.
+        let (even, odd) = tally.counts.split_at_mut(BINS);
+        let mut count = |table: usize, value: f32| {
+            let counts = if table == 0 { &mut *even } else { &mut *odd };
+            counts[(key(value) >> HALF) as usize] += u64::from(!value.is_nan());
+        };
+        let (pairs, rest) = row.as_chunks();
+        for &[first, second] in pairs {
+            count(0, first);
+            count(1, second);
+        }
+        for &value in rest {
+            count(0, value);
+        }
     })?;
     let number: u64 = (0..BINS).map(|bin| total(&crew, bin)).sum();
     if number == 0 {
@@ -71,7 +86,7 @@ pub fn luminance_percentile(
         for key in row.iter().filter(|value| !value.is_nan()).map(|&value| key(value)) {
             let bin = (key >> HALF) as usize;
             if bin == first {
-                tally.counts[(key & 0xffff) as usize] += 1;
+                tally.counts[key as usize % BINS] += 1;
             } else if bin == second {
                 tally.least = tally.least.min(key);
             }
@@ -120,7 +135,7 @@ impl Space {
     fn new(width: usize, channels: usize, ledger: &Arc<Ledger>) -> Result<Self> {
         Ok(Self {
             rows: ledger.zeroed((channels + 1) * width)?,
-            tally: Tally { counts: ledger.zeroed(BINS)?, least: u32::MAX },
+            tally: Tally { counts: ledger.zeroed(2 * BINS)?, least: u32::MAX },
         })
     }
 }

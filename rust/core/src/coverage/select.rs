@@ -26,26 +26,6 @@ pub fn locate(counts: impl IntoIterator<Item = u64>, rank: u64) -> (usize, u64) 
     unreachable!("a rank is below the number of values")
 }
 
-/// Show the bins that the keys of the numbers among `values` fall into, and how many fall into each
-/// in succession: neighbours are alike, and to count into one place again and again is slow.
-#[inline(always)]
-pub fn for_each_run(values: &[f32], bin: impl Fn(u32) -> usize, mut count: impl FnMut(usize, u64)) {
-    let (mut last, mut run) = (0, 0);
-    for &value in values.iter().filter(|value| !value.is_nan()) {
-        let now = bin(key(value));
-        if now != last {
-            if run > 0 {
-                count(last, run);
-            }
-            (last, run) = (now, 0);
-        }
-        run += 1;
-    }
-    if run > 0 {
-        count(last, run);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

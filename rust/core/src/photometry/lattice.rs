@@ -2,16 +2,16 @@
 
 use std::ops::Range;
 
-use crate::geom::{CellKind, CoordGrid};
+use crate::geom::{CellKind, CoordGrid, Rect};
 use crate::job::Job;
 
-/// No spacing is narrower: neighbours would mostly repeat each other, and every eighth pixel leaves
-/// thousands for a modest overlap.
-const LEAST_SPACING: usize = 8;
+/// No spacing is narrower, unless inputs are small: neighbours would mostly repeat each other, and
+/// every eighth pixel leaves thousands for a modest overlap.
+const USUAL_SPACING: usize = 8;
 
 /// The same where gains are measured, whose noise is that of all samples together: neighbours share
 /// no pixels still.
-const LEAST_SPACING_OF_GAINS: usize = 2;
+const USUAL_SPACING_OF_GAINS: usize = 2;
 
 /// Lattice points of all inputs together, unless small overlaps need more.
 const PREFERRED_POINTS: usize = 4 << 20;
@@ -66,16 +66,13 @@ impl Lattice {
         };
         let most = MOST_VALUES / job.channels;
         let has_gains = job.matching.is_some_and(|rules| rules.gains.is_some());
-        let least = if has_gains { LEAST_SPACING_OF_GAINS } else { LEAST_SPACING };
-        let mut spacing = least;
+        let finest = if has_gains { USUAL_SPACING_OF_GAINS } else { USUAL_SPACING };
+        let mut spacing = finest;
         while !at(spacing).is_within(job, most.min(PREFERRED_POINTS)) {
             spacing *= 2;
         }
         let side = typical_side(job);
-        while spacing > least
-            && side < LEAST_STEPS * spacing
-            && at(spacing / 2).is_within(job, most)
-        {
+        while spacing > 1 && side < LEAST_STEPS * spacing && at(spacing / 2).is_within(job, most) {
             spacing /= 2;
         }
         at(spacing)
@@ -151,10 +148,24 @@ impl Lattice {
 
 /// The median of the inputs' shorter sides, in output pixels.
 fn typical_side(job: &Job) -> usize {
-    let side = |rect: crate::geom::Rect| rect.width().min(rect.height());
-    let mut sides: Vec<usize> = job.inputs.iter().map(|i| side(i.grid.rect())).collect();
+    let canvas = Rect::frame(job.width, job.height);
+    let mut sides: Vec<usize> = job.inputs.iter().map(|i| side(&i.grid, &canvas)).collect();
     let middle = sides.len() / 2;
     *sides.select_nth_unstable(middle).1
+}
+
+/// The shorter side of what a canvas shows of an input. Cells are coarser than small frames are, so
+/// the scale amid them counts too, where they are smooth.
+fn side(grid: &CoordGrid, canvas: &Rect) -> usize {
+    let shown = grid.rect().intersect(canvas);
+    let [x, y] = [shown.x0 + shown.x1, shown.y0 + shown.y1].map(|sum| (sum / 2) as f64);
+    let [here, next] = [x, x + 1.0].map(|x| grid.at(x, y));
+    let [dx, dy] = [next[0] - here[0], next[1] - here[1]];
+    let [width, height] = grid.frame();
+    // NaN where a cell is not smooth.
+    let of_frame = (width.min(height) as f64 / (dx * dx + dy * dy).sqrt()).round();
+    let of_cells = shown.width().min(shown.height());
+    if of_frame < of_cells as f64 { of_frame as usize } else { of_cells }
 }
 
 #[cfg(test)]
@@ -162,7 +173,7 @@ mod tests {
     use std::sync::{Arc, OnceLock};
 
     use super::*;
-    use crate::coadd::Combine;
+    use crate::coadd::{Combine, Running};
     use crate::job::Input;
     use crate::resample::Kernel;
     use crate::source::{Encoding, SampleType, Source, Store};
@@ -194,7 +205,7 @@ mod tests {
             width: canvas,
             channels,
             kernel,
-            combine: Combine::Mean,
+            combine: Combine::Running(Running::Mean),
             inputs,
             matching: None,
             two_pass: None,
@@ -208,6 +219,11 @@ mod tests {
             .map(|n| [n % across, n / across].map(|k| (k as f64 - 1.0) * edge as f64));
         let frame = cells.map(|n| edge * n);
         CoordGrid::new(origin, edge, cells, frame, nodes.collect()).unwrap()
+    }
+
+    /// 2048 pixels wide.
+    fn large() -> CoordGrid {
+        grid(128, [0, 0], [16, 16])
     }
 
     #[test]
@@ -236,8 +252,23 @@ mod tests {
     }
 
     #[test]
+    fn small_inputs_have_a_finer_lattice() {
+        // Frames that fill a part of their only cell, and see the sky at another scale.
+        let small = |frame: usize, scale: f64| {
+            let nodes = (0..16).map(|n| [n % 4, n / 4].map(|k| (k as f64 - 1.0) * 128.0 * scale));
+            CoordGrid::new([0, 0], 128, [1, 1], [frame; 2], nodes.collect()).unwrap()
+        };
+        let spacing = |inputs, canvas, grid| Lattice::of(&job(inputs, 1, canvas, grid)).spacing;
+        assert_eq!([127, 64, 63, 32].map(|frame| spacing(9, 500, small(frame, 1.0))), [2, 2, 1, 1]);
+        assert_eq!([0.25, 0.5, 2.0].map(|scale| spacing(9, 500, small(30, scale))), [2, 1, 1]);
+        // As far as there is room for their samples: cells are counted whole.
+        assert_eq!(spacing(5000, 2000, small(32, 1.0)), 4);
+        // A small canvas shows little of a large frame.
+        assert_eq!([200, 100, 20].map(|canvas| spacing(3, canvas, large())), [4, 2, 1]);
+    }
+
+    #[test]
     fn more_inputs_have_a_coarser_lattice_but_not_too_coarse_a_one() {
-        let large = || grid(128, [0, 0], [16, 16]); // 2048 pixels wide
         let spacing =
             |inputs, channels, canvas| Lattice::of(&job(inputs, channels, canvas, large())).spacing;
         assert_eq!(spacing(1, 1, 2048), 8);

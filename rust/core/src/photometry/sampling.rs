@@ -450,7 +450,7 @@ impl Chunk<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::coadd::Combine;
+    use crate::coadd::{Combine, Running};
     use crate::geom::ExactCells;
     use crate::source::{Encoding, SampleType, Source, Store};
 
@@ -540,7 +540,7 @@ mod tests {
             width: 1200,
             channels: 2,
             kernel: Kernel::Lanczos3,
-            combine: Combine::Mean,
+            combine: Combine::Running(Running::Mean),
             inputs: inputs.collect(),
             matching: None,
             two_pass: None,

@@ -1,4 +1,4 @@
-//! Planes of single-precision big-endian samples at given places of a file.
+//! Planes of big-endian samples at given places of a file: single precision, and counts of 16 bits.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -14,27 +14,42 @@ pub type Target = (PathBuf, u64);
 
 /// Writes rows into files whose headers, if any, somebody else has written.
 pub struct FitsSink {
-    planes: Vec<(Target, Arc<File>)>,
+    planes: Vec<Plane>,
     width: usize,
     write_back: bool,
 }
 
+/// A plane of a file.
+struct Plane {
+    target: Target,
+    file: Arc<File>,
+    is_count: bool,
+}
+
+/// Counts that are brought into their form at once.
+const COUNTS_AT_ONCE: usize = 8192;
+
 impl FitsSink {
-    /// Each plane has its target, in a file that exists; planes without one are dropped. With
-    /// `write_back` each band is sent to the disk at once and the one before it is waited for, so
-    /// that no more than two bands of dirty pages exist: under a memory limit of the system those
-    /// would kill.
-    pub fn open(targets: Vec<Target>, width: usize, write_back: bool) -> Result<Self> {
-        let mut planes: Vec<(Target, Arc<File>)> = Vec::with_capacity(targets.len());
-        for target in targets {
-            let known = planes.iter().find(|((path, _), _)| *path == target.0);
-            let file = if let Some((_, file)) = known {
-                Arc::clone(file)
+    /// Each plane has its target, in a file that exists; planes without one are dropped. Those from
+    /// `counts` on are stored as whole numbers of 16 bits. With `write_back` each band is sent to the
+    /// disk at once and the one before it is waited for, so that no more than two bands of dirty
+    /// pages exist: under a memory limit of the system those would kill.
+    pub fn open(
+        targets: Vec<Target>,
+        counts: usize,
+        width: usize,
+        write_back: bool,
+    ) -> Result<Self> {
+        let mut planes: Vec<Plane> = Vec::with_capacity(targets.len());
+        for (k, target) in targets.into_iter().enumerate() {
+            let known = planes.iter().find(|plane| plane.target.0 == target.0);
+            let file = if let Some(plane) = known {
+                Arc::clone(&plane.file)
             } else {
                 let file = File::options().write(true).open(&target.0);
                 Arc::new(file.map_err(|e| Error::writing(&target.0, &e))?)
             };
-            planes.push((target, file));
+            planes.push(Plane { target, file, is_count: k >= counts });
         }
         Ok(Self { planes, width, write_back })
     }
@@ -42,23 +57,46 @@ impl FitsSink {
 
 impl Sink for FitsSink {
     fn finish(&self, _rows: Range<usize>, planes: &mut [&mut [f32]]) -> Result<()> {
-        for plane in planes {
-            crate::cpu::encode(plane);
+        for (plane, values) in self.planes.iter().zip(planes) {
+            if !plane.is_count {
+                crate::cpu::encode(values);
+            }
         }
         Ok(())
     }
 
     fn write(&self, rows: Range<usize>, planes: &[&[f32]]) -> Result<()> {
-        for (((path, offset), file), plane) in self.planes.iter().zip(planes) {
-            let bytes = as_bytes(plane);
-            let at = offset + (rows.start * self.width * size_of::<f32>()) as u64;
-            write_all_at(file, bytes, at).map_err(|e| Error::writing(path, &e))?;
+        for (plane, values) in self.planes.iter().zip(planes) {
+            let Plane { target: (path, offset), file, is_count } = plane;
+            let size = if *is_count { size_of::<i16>() } else { size_of::<f32>() };
+            let at = offset + (rows.start * self.width * size) as u64;
+            let written = if *is_count {
+                write_counts(file, values, at)
+            } else {
+                write_all_at(file, as_bytes(values), at)
+            };
+            written.map_err(|e| Error::writing(path, &e))?;
             if self.write_back {
-                send_to_disk(file, at, bytes.len() as u64);
+                send_to_disk(file, at, (values.len() * size) as u64);
             }
         }
         Ok(())
     }
+}
+
+/// Write whole numbers as 16 bits each; greater ones as the greatest.
+fn write_counts(file: &File, values: &[f32], mut at: u64) -> std::io::Result<()> {
+    let mut bytes = [0; COUNTS_AT_ONCE * size_of::<i16>()];
+    for values in values.chunks(COUNTS_AT_ONCE) {
+        let (pairs, _) = bytes.as_chunks_mut();
+        for (pair, &value) in pairs.iter_mut().zip(values) {
+            *pair = (value as i16).to_be_bytes();
+        }
+        let part = &bytes[..size_of_val(values) / 2];
+        write_all_at(file, part, at)?;
+        at += part.len() as u64;
+    }
+    Ok(())
 }
 
 /// Values as FITS stores them: most significant byte first.
@@ -133,3 +171,27 @@ fn send_to_disk(file: &File, at: u64, len: u64) {
 
 #[cfg(not(target_os = "linux"))]
 fn send_to_disk(_file: &File, _at: u64, _len: u64) {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_end_at_what_sixteen_bits_hold() {
+        let name = format!("zmrs-counts-{}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        File::create(&path).unwrap();
+        // More than are brought into their form at once, from the second row on.
+        let width = COUNTS_AT_ONCE + 3;
+        let sink = FitsSink::open(vec![(path.clone(), 4)], 0, width, false).unwrap();
+        let values: Vec<f32> = (0..width).map(|k| 4.0 * k as f32).collect();
+        sink.write(1..2, &[&values]).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let (stored, rest) = bytes[4 + 2 * width..].as_chunks();
+        assert!(rest.is_empty());
+        let stored: Vec<i16> = stored.iter().map(|pair| i16::from_be_bytes(*pair)).collect();
+        let want: Vec<i16> = (0..width).map(|k| (4 * k).min(32_767) as i16).collect();
+        assert_eq!(stored, want);
+    }
+}

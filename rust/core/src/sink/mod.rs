@@ -13,8 +13,8 @@ use crate::Result;
 
 /// Takes the finished bands, from top to bottom and without gaps.
 pub trait Sink: Sync {
-    /// Bring finished rows of every plane (the channels, then the coverage) into the form in which
-    /// they are written. Workers call it, on rows that are still warm.
+    /// Bring finished rows of every plane (the channels, the coverage, counts if there are any) into
+    /// the form in which they are written. Workers call it, on rows that are still warm.
     fn finish(&self, rows: Range<usize>, planes: &mut [&mut [f32]]) -> Result<()>;
 
     /// Write the rows `rows` of every plane, each of them finished, with nothing between them. One

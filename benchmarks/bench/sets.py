@@ -1,0 +1,71 @@
+"""The simulated sets of frames."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+CENTER = (150.0, 30.0)
+OVERLAP = 0.3
+TURN_DEG = 3.0
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Square frames of float32 in rows and columns, overlap 30 %, turned by up to 3 degrees.
+
+    Attributes
+    ----------
+    side
+        Frames in a row, and in a column.
+    edge
+        Pixels in a row of a frame, and in a column.
+    channels
+        1 or 3.
+    scale_arcsec
+        Size of a pixel.
+    """
+
+    side: int
+    edge: int
+    channels: int = 1
+    scale_arcsec: float = 1.0
+
+    @property
+    def words(self) -> str:
+        """In words."""
+        colour = " RGB" if self.channels == 3 else ""
+        return f"{self.side**2} frames of {self.edge} x {self.edge} float32{colour}"
+
+    def smaller(self, times: int) -> Tiles:
+        """The same field in coarser pixels."""
+        return Tiles(self.side, self.edge // times, self.channels, self.scale_arcsec * times)
+
+    def make(self, work: Path) -> Path:
+        """The folder of the frames, which are simulated once and kept."""
+        folder = work / f"{self.side**2}_of_{self.edge}_{self.channels}_{self.scale_arcsec:g}"
+        done = folder / "complete"
+        if not done.exists():
+            from zmrs import simulate
+
+            shutil.rmtree(folder, ignore_errors=True)
+            shape = (self.edge, self.edge)
+            wcs = simulate.dither_pattern(
+                (self.side, self.side), shape, self.scale_arcsec,
+                center_deg=CENTER, overlap=OVERLAP, max_rotation_deg=TURN_DEG, seed=5,
+            )  # fmt: skip
+            sky = simulate.Sky.random(
+                3, center_deg=CENTER, radius_deg=1.8, n_stars=6000, nebula_peak=0.0
+            )
+            more = {"noise_sigma": 10.0, "sky_level": 1000.0, "channels": self.channels}
+            specs = [simulate.FrameSpec(w, shape, **more) for w in wcs]
+            simulate.write_frames(folder, sky, specs, seed=1, truth=False)
+            done.touch()
+        return folder
+
+
+TILES = Tiles(6, 2048)
+COLOUR = Tiles(4, 1024, channels=3)
+LARGE = Tiles(6, 4096, scale_arcsec=0.5)
+"""The field of `TILES` on four times the canvas."""

@@ -1,0 +1,328 @@
+//! All samples of a small rectangle of the output, side by side.
+
+use std::sync::Arc;
+
+use super::estimate::{Column, LANES, Lanes, Verdict};
+use super::{COLUMNS, Gather, Place, ROWS, Stacked};
+use crate::Result;
+use crate::budget::{LeasedVec, Ledger, Zero};
+use crate::cpu::dispatched;
+use crate::geom::Rect;
+use crate::job::{Input, Job};
+use crate::resample::RUN;
+
+/// Samples of a stack, unless its depth needs more: what the second-level cache holds.
+const PREFERRED_SAMPLES: usize = 1 << 18;
+
+/// The memory of one worker's stack.
+pub struct StackBuffers {
+    /// By channel, then by slot.
+    values: LeasedVec<f32>,
+    /// By slot; empty when every input has one weight.
+    weights: LeasedVec<f32>,
+    sorted: LeasedVec<Lanes>,
+    /// By plane of the output.
+    finished: LeasedVec<f32>,
+    slots: LeasedVec<Slot>,
+    verdicts: Vec<Verdict>,
+}
+
+/// One input of a stack.
+#[derive(Clone, Copy, Default)]
+struct Slot {
+    input: usize,
+    weight: f64,
+    rejected: u64,
+    /// Whether all channels keep its samples of the present pixels.
+    kept: [bool; LANES],
+}
+
+// SAFETY: plain numbers and truths, of which all zero bits are one.
+unsafe impl Zero for Slot {}
+// SAFETY: as above.
+unsafe impl Zero for Lanes {}
+
+/// Samples of one channel that a stack of the job may hold.
+fn capacity(job: &Job) -> usize {
+    PREFERRED_SAMPLES.max(job.inputs.len() * Stack::LEAST_COLUMNS)
+}
+
+/// Pixels that a stack of the job may have.
+fn most_pixels(job: &Job) -> usize {
+    (ROWS * COLUMNS).min(capacity(job))
+}
+
+fn has_maps(job: &Job) -> bool {
+    job.inputs.iter().any(|input| input.weight_map.is_some())
+}
+
+impl StackBuffers {
+    /// Bytes that [`new`](Self::new) leases.
+    pub fn bytes(job: &Job) -> u64 {
+        let samples = capacity(job) * (job.channels + usize::from(has_maps(job)));
+        let finished = job.planes() * most_pixels(job);
+        let each = size_of::<Lanes>() + size_of::<Slot>();
+        ((samples + finished) * size_of::<f32>() + job.inputs.len() * each) as u64
+    }
+
+    /// Buffers for the stacks of a job.
+    pub fn new(job: &Job, ledger: &Arc<Ledger>) -> Result<Self> {
+        let (samples, inputs) = (capacity(job), job.inputs.len());
+        Ok(Self {
+            values: ledger.zeroed(job.channels * samples)?,
+            weights: ledger.zeroed(if has_maps(job) { samples } else { 0 })?,
+            sorted: ledger.zeroed(inputs)?,
+            finished: ledger.zeroed(job.planes() * most_pixels(job))?,
+            slots: ledger.zeroed(inputs)?,
+            verdicts: Vec::with_capacity(job.channels),
+        })
+    }
+}
+
+/// A rectangle of the output while the samples of its inputs come together.
+pub struct Stack<'a> {
+    rect: Rect,
+    how: Stacked,
+    channels: usize,
+    /// Distance between slots: the pixels, rounded up to full lanes.
+    stride: usize,
+    depth: usize,
+    used: usize,
+    buffers: &'a mut StackBuffers,
+}
+
+impl Stack<'_> {
+    /// A stack is at least so many columns wide, however deep it is: a run of samples.
+    pub const LEAST_COLUMNS: usize = RUN;
+}
+
+impl<'a> Stack<'a> {
+    /// Columns and rows of the largest stack of `depth` inputs, no larger than `rect`.
+    pub fn extent(job: &Job, rect: &Rect, depth: usize) -> (usize, usize) {
+        let pixels = (capacity(job) / depth.max(1)).clamp(Self::LEAST_COLUMNS, ROWS * COLUMNS);
+        let columns =
+            (pixels / Self::LEAST_COLUMNS * Self::LEAST_COLUMNS).min(COLUMNS).min(rect.width());
+        let rows = (pixels / columns.next_multiple_of(LANES)).clamp(1, rect.height());
+        (columns, rows)
+    }
+
+    /// An empty stack for `depth` inputs; `rect` is at most as large as
+    /// [`extent`](Self::extent) says.
+    pub fn begin(
+        job: &Job,
+        how: Stacked,
+        rect: Rect,
+        depth: usize,
+        buffers: &'a mut StackBuffers,
+    ) -> Self {
+        let stride = rect.area().next_multiple_of(LANES);
+        buffers.values[..job.channels * depth * stride].fill(f32::NAN);
+        Self { rect, how, channels: job.channels, stride, depth, used: 0, buffers }
+    }
+
+    /// Write the finished values, one plane a channel, then the coverage, then the numbers of
+    /// samples rejected below and above, if the method counts them, by channel. `rejected` is
+    /// added to by input.
+    pub fn finish(&mut self, planes: &mut [&mut [f32]], place: Place, rejected: &mut [u64]) {
+        estimate_all(self, planes.len());
+        let width = self.rect.width();
+        for (plane, finished) in planes.iter_mut().zip(self.buffers.finished.chunks(self.stride)) {
+            for (row, values) in finished[..self.rect.area()].chunks(width).enumerate() {
+                plane[place.row(row)][..width].copy_from_slice(values);
+            }
+        }
+        for slot in &self.buffers.slots[..self.used] {
+            rejected[slot.input] += slot.rejected;
+        }
+    }
+}
+
+impl Gather for Stack<'_> {
+    #[inline(always)]
+    fn begin(&mut self, number: usize, input: &Input) {
+        // An input may come in several windows, one after the other.
+        if self.used == 0 || self.buffers.slots[self.used - 1].input != number {
+            self.buffers.slots[self.used] =
+                Slot { input: number, weight: input.weight, ..Slot::default() };
+            self.used += 1;
+        }
+    }
+
+    #[inline(always)]
+    fn add(
+        &mut self,
+        input: &Input,
+        (x, y): (i64, i64),
+        values: &[[f32; RUN]],
+        weights: &[f64],
+    ) -> u32 {
+        let len = weights.len();
+        let pixel = (y - self.rect.y0) as usize * self.rect.width() + (x - self.rect.x0) as usize;
+        let first = (self.used - 1) * self.stride + pixel;
+        for (channel, values) in values.iter().enumerate() {
+            let (gain, offset) = (input.gain[channel], input.offset[channel]);
+            let slot = &mut self.buffers.values[channel * self.depth * self.stride..][first..];
+            for (target, &value) in slot[..len].iter_mut().zip(values) {
+                let scaled = gain * f64::from(value) + offset;
+                // What no float can hold is as far out as one can be; NaN stays.
+                *target = scaled.clamp(f64::from(f32::MIN), f64::from(f32::MAX)) as f32;
+            }
+        }
+        if !self.buffers.weights.is_empty() {
+            for (target, &weight) in self.buffers.weights[first..][..len].iter_mut().zip(weights) {
+                *target = weight as f32;
+            }
+        }
+        values[0][..len].iter().map(|value| u32::from(!value.is_nan())).sum()
+    }
+}
+
+dispatched! {
+    /// Find the values of all pixels of a stack, for so many planes of the output.
+    fn estimate_all(stack: &mut Stack, planes: usize) = estimate_all_here
+}
+
+#[inline(always)]
+fn estimate_all_here(stack: &mut Stack, planes: usize) {
+    let (channels, stride, how) = (stack.channels, stack.stride, stack.how);
+    let StackBuffers { values, weights, sorted, finished, slots, verdicts } = &mut *stack.buffers;
+    let slots = &mut slots[..stack.used];
+    let weights_differ =
+        !weights.is_empty() || slots.iter().any(|slot| slot.weight != slots[0].weight);
+    for first in (0..stride).step_by(LANES) {
+        let lanes = |channel: usize, slot: usize| -> &Lanes {
+            let at = (channel * stack.depth + slot) * stride + first;
+            values[at..].first_chunk().expect("slots are of full lanes")
+        };
+        let weights_of = |slot: usize, weight: f64| -> [f64; LANES] {
+            let map = weights.get(slot * stride + first..).and_then(|map| map.first_chunk());
+            map.map_or([weight; LANES], |map: &Lanes| map.map(f64::from))
+        };
+        verdicts.clear();
+        for channel in 0..channels {
+            let column = Column::of(sorted, (0..slots.len()).map(|slot| lanes(channel, slot)));
+            let samples = |lane: usize| {
+                let each = slots.iter().enumerate().map(move |(k, slot)| {
+                    (f64::from(lanes(channel, k)[lane]), weights_of(k, slot.weight)[lane])
+                });
+                each.filter(|(value, _)| !value.is_nan())
+            };
+            verdicts.push(how.estimator.judge(&column, samples, weights_differ));
+        }
+        for slot in &mut *slots {
+            slot.kept = [true; LANES];
+        }
+        if how.together && channels > 1 {
+            agree(slots, verdicts, lanes);
+        }
+        let mut coverage = [0.0; LANES];
+        for (channel, verdict) in verdicts.iter().enumerate() {
+            let mut sums = Sums::default();
+            for (k, slot) in slots.iter_mut().enumerate() {
+                let weight = weights_of(k, slot.weight);
+                slot.rejected += sums.add(verdict, lanes(channel, k), &weight, &slot.kept);
+            }
+            let value = sums.value(verdict);
+            let mut put = |plane: usize, values: Lanes| {
+                finished[plane * stride + first..][..LANES].copy_from_slice(&values);
+            };
+            put(channel, value);
+            if planes > channels + 1 {
+                put(channels + 1 + channel, sums.below);
+                put(2 * channels + 1 + channel, sums.above);
+            }
+            for lane in 0..LANES {
+                coverage[lane] += sums.weight[lane] / channels as f64;
+            }
+        }
+        let coverage = coverage.map(|weight| weight as f32);
+        finished[channels * stride + first..][..LANES].copy_from_slice(&coverage);
+    }
+}
+
+/// Keep only samples that every channel keeps; where there are none, all.
+#[inline(always)]
+fn agree<'l>(
+    slots: &mut [Slot],
+    verdicts: &mut [Verdict],
+    lanes: impl Fn(usize, usize) -> &'l Lanes,
+) {
+    let mut some = [false; LANES];
+    for (k, slot) in slots.iter_mut().enumerate() {
+        for (channel, verdict) in verdicts.iter().enumerate() {
+            let Verdict::Keep(low, high) = verdict else { return };
+            let sample = lanes(channel, k);
+            for lane in 0..LANES {
+                slot.kept[lane] &= (sample[lane] >= low[lane]) & (sample[lane] <= high[lane]);
+            }
+        }
+        for lane in 0..LANES {
+            some[lane] |= slot.kept[lane];
+        }
+    }
+    for lane in (0..LANES).filter(|&lane| !some[lane]) {
+        for slot in &mut *slots {
+            slot.kept[lane] = true;
+        }
+        for verdict in &mut *verdicts {
+            if let Verdict::Keep(low, high) = verdict {
+                (low[lane], high[lane]) = (f32::NEG_INFINITY, f32::INFINITY);
+            }
+        }
+    }
+}
+
+/// The weighted mean of sixteen pixels while it comes together, in job order.
+#[derive(Default)]
+struct Sums {
+    sum: [f64; LANES],
+    weight: [f64; LANES],
+    below: Lanes,
+    above: Lanes,
+}
+
+impl Sums {
+    /// Add the samples of one input, as the verdict says. Returns how many are left out or drawn
+    /// in.
+    #[inline(always)]
+    fn add(
+        &mut self,
+        verdict: &Verdict,
+        sample: &Lanes,
+        weight: &[f64; LANES],
+        kept: &[bool; LANES],
+    ) -> u64 {
+        let mut rejected = [0_u32; LANES];
+        for lane in 0..LANES {
+            let value = f64::from(sample[lane]);
+            let is_valid = !value.is_nan();
+            let (below, above, counts, drawn) = match verdict {
+                Verdict::Values(_) => (false, false, is_valid, 0.0),
+                Verdict::Keep(low, high) => {
+                    let (below, above) = (sample[lane] < low[lane], sample[lane] > high[lane]);
+                    (below, above, is_valid & kept[lane] & !below & !above, value)
+                }
+                Verdict::Draw(low, high) => {
+                    let (below, above) = (value < low[lane], value > high[lane]);
+                    let drawn = if below { low[lane] } else { value };
+                    (below, above, is_valid, if above { high[lane] } else { drawn })
+                }
+            };
+            self.sum[lane] += if counts { weight[lane] * drawn } else { 0.0 };
+            self.weight[lane] += if counts { weight[lane] } else { 0.0 };
+            self.below[lane] += if below { 1.0 } else { 0.0 };
+            self.above[lane] += if above { 1.0 } else { 0.0 };
+            rejected[lane] = u32::from((is_valid & !counts) | below | above);
+        }
+        u64::from(rejected.into_iter().sum::<u32>())
+    }
+
+    /// The values; NaN where nothing counts.
+    #[inline(always)]
+    fn value(&self, verdict: &Verdict) -> Lanes {
+        std::array::from_fn(|lane| match verdict {
+            Verdict::Values(values) => values[lane] as f32,
+            _ => (self.sum[lane] / self.weight[lane]) as f32,
+        })
+    }
+}
