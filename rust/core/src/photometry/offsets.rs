@@ -120,7 +120,8 @@ fn links<'a>(pairs: &[Pair], levels: impl Iterator<Item = &'a Level>) -> Vec<Lin
 }
 
 impl Offsets {
-    /// Offsets of a channel to which pairs that contradict the others hardly contribute.
+    /// Offsets of a channel, in which a pair counts by how sure its difference is; those that
+    /// contradict the others hardly do.
     fn robustly<'a>(
         &mut self,
         groups: &Groups,
@@ -136,6 +137,9 @@ impl Offsets {
         });
         let errors: Vec<f64> = errors.collect();
         let mut links = links(&self.pairs, compared);
+        for (link, error) in links.iter_mut().zip(&errors) {
+            link.weight = error.powi(-2);
+        }
         let Settled { values, rejected } = settle(groups, &mut links, &errors, 0.0, cancel)?;
         for (all, is_rejected) in self.rejected.iter_mut().zip(rejected) {
             *all |= is_rejected;
