@@ -61,24 +61,33 @@ class Matching:
         matched = None if self.gain_solution is None else self.gain_solution.gains
         return self.samples.solve_offsets(gains, matched).offsets
 
+    @property
+    def rejected(self) -> list[tuple[int, int]]:
+        """Pairs of inputs whose gains or levels contradict those of the others."""
+        solved = (self.solution, self.gain_solution)
+        flags = np.any([found.rejected for found in solved if found is not None], axis=0)
+        return [pair[:2] for pair, is_so in zip(self.solution.pairs, flags, strict=True) if is_so]
+
     def figures(self) -> dict[str, Any]:
         """For the figures of a run."""
-        of_levels = {
+        residuals = [abs(left) for pair in self.solution.pairs for left in pair[3]]
+        figures = {
             "lattice_px": self.lattice_px,
             "samples": self.n_samples,
             "pairs": self.solution.n_pairs,
             "components": len(set(self.solution.components)),
             "rms": self.solution.rms,
+            "greatest_residual": max(residuals, default=0.0),
             "clipped": self.solution.n_clipped,
             "seconds": self.seconds,
         }
         found = self.gain_solution
         if found is None:
-            return of_levels
+            return figures
         gains = found.gains
-        return of_levels | {
+        return figures | {
             "clipped": self.solution.n_clipped + found.n_clipped,
-            "rejected_pairs": int(np.sum(np.logical_or(found.rejected, self.solution.rejected))),
+            "rejected_pairs": self.rejected,
             "gain_pairs": found.n_pairs,
             "gain_groups": found.n_groups,
             "gain_rms": found.rms,
@@ -118,32 +127,21 @@ def match(
     if figures["clipped"]:
         log.warning("%d gains or offsets are at their limits", figures["clipped"])
     if found is not None:
-        _tell_of_gains(found, solution, figures, [p.image.name for p in prepared.placed])
+        _tell_of_gains(figures, [placed.image.name for placed in prepared.placed])
     return matching
 
 
-def _tell_of_gains(
-    found: _zmrs.GainSolution,
-    solution: _zmrs.OffsetSolution,
-    figures: dict[str, Any],
-    names: Sequence[str],
-) -> None:
+def _tell_of_gains(figures: dict[str, Any], names: Sequence[str]) -> None:
     """Log what gains were found, and which pairs contradict the others."""
-    if len(names) > 1 and not figures["gain_pairs"]:
+    if not figures["gain_pairs"]:
         log.warning("no overlap shows enough structure to measure gains; they stay at 1")
-    low, high = figures["gain_range"]
     log.info(
         "gains %.4f to %.4f from %d overlaps, connected groups: %d, rms %.3g; pairs rejected: %d",
-        low,
-        high,
+        *figures["gain_range"],
         figures["gain_pairs"],
         figures["gain_groups"],
         figures["gain_rms"],
-        figures["rejected_pairs"],
+        len(figures["rejected_pairs"]),
     )
-    if not log.isEnabledFor(logging.DEBUG):
-        return
-    for is_rejected, what in ((found.rejected, "gain"), (solution.rejected, "level")):
-        for pair, rejected in zip(solution.pairs, is_rejected, strict=True):
-            if rejected:
-                log.debug("rejected: the %ss of %s and %s", what, names[pair[0]], names[pair[1]])
+    for i, j in figures["rejected_pairs"]:
+        log.debug("rejected: %s and %s contradict the other overlaps", names[i], names[j])
