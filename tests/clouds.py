@@ -19,7 +19,7 @@ COLOURS = (1.0, 0.7, 1.3)
 
 
 def glow(wcs: WCS, shape: tuple[int, int]) -> Array:
-    """Clouds as a frame of that WCS sees them: (H, W), -300 to 300 or so, a few dozen pixels wide."""
+    """Clouds as a frame sees them: (H, W), -300 to 300 or so, a few dozen pixels wide."""
     y, x = np.mgrid[0 : shape[0], 0 : shape[1]]
     world = wcs.all_pix2world(x.ravel(), y.ravel(), 0)
     base = sky.frame_wcs((2, 2))
@@ -94,8 +94,8 @@ def make(
 ) -> Scene:
     """Panels of frames with clouds, stars of each frame's own width, gains and levels.
 
-    `slope` is the greatest gradient of each exposure's own sky in adu a pixel, `spread` the greatest
-    deviation of factors from 1.
+    `slope` is the greatest gradient of each exposure's own sky in adu a pixel, `spread` the
+    greatest deviation of factors from 1.
     """
     rng = np.random.default_rng([seed, 17])
     frames = dither_pattern(

@@ -229,21 +229,26 @@ class Options:
 
     def _check_matching(self) -> None:
         """Refuse limits and percentiles that make no sense."""
-        limits, sky = tuple(self.match_gain_limits), tuple(self.match_sky)
+        limits, sky = _numbers(self.match_gain_limits), _numbers(self.match_sky)
         if len(limits) != 2 or not 0 < limits[0] <= 1 <= limits[1] < math.inf:
             raise UsageError(
-                f"--match-gain-limits: {as_text(limits)} do not enclose 1; give two numbers above"
-                " 0, one on each side of it."
+                f"--match-gain-limits: {as_text(self.match_gain_limits)} do not enclose 1; give two"
+                " numbers above 0, one on each side of it."
             )
         if len(sky) != 2 or not 0 <= sky[0] < sky[1] <= 100:
             raise UsageError(
-                f"--match-sky: {as_text(sky)} are no range; give two percentiles, the lower first."
+                f"--match-sky: {as_text(self.match_sky)} are no range; give two percentiles, the"
+                " lower first."
             )
-        if self.match_offset_limit is not None and not self.match_offset_limit >= 0:
-            raise UsageError(
-                f"--match-offset-limit: {self.match_offset_limit:g} is below 0; give a number of"
-                " at least 0."
-            )
+        if self.match_offset_limit is not None:
+            (most, *more) = _numbers(self.match_offset_limit) or (math.nan,)
+            if more or not most >= 0:
+                raise UsageError(
+                    f"--match-offset-limit: {as_text(self.match_offset_limit)} is no limit; give a"
+                    " number of at least 0."
+                )
+        object.__setattr__(self, "match_gain_limits", limits)
+        object.__setattr__(self, "match_sky", sky)
 
 
 def _numbers(given: Any) -> tuple[float, ...]:

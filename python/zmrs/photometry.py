@@ -63,21 +63,19 @@ class Matching:
 
     @property
     def rejected(self) -> list[tuple[int, int]]:
-        """Pairs of inputs whose gains or levels contradict those of the others."""
-        solved = (self.solution, self.gain_solution)
-        flags = np.any([found.rejected for found in solved if found is not None], axis=0)
-        return [pair[:2] for pair, is_so in zip(self.solution.pairs, flags, strict=True) if is_so]
+        """Pairs of inputs whose gains or levels contradict those of the others, in order."""
+        by_gain = [] if self.gain_solution is None else self.gain_solution.rejected
+        return sorted({*by_gain, *self.solution.rejected})
 
     def figures(self) -> dict[str, Any]:
         """For the figures of a run."""
-        residuals = [abs(left) for pair in self.solution.pairs for left in pair[3]]
         figures = {
             "lattice_px": self.lattice_px,
             "samples": self.n_samples,
             "pairs": self.solution.n_pairs,
             "components": len(set(self.solution.components)),
             "rms": self.solution.rms,
-            "greatest_residual": max(residuals, default=0.0),
+            "greatest_residual": self.solution.greatest_residual,
             "clipped": self.solution.n_clipped,
             "seconds": self.seconds,
         }

@@ -147,10 +147,11 @@ impl GainSolution {
         of_pairs.filter(|residuals| residuals.iter().any(|left| !left.is_nan())).count()
     }
 
-    /// By pair: whether it contradicts the others.
+    /// Pairs that contradict the others.
     #[getter]
-    fn rejected(&self) -> Vec<bool> {
-        self.found.rejected.clone()
+    fn rejected(&self) -> Vec<(u32, u32)> {
+        let flagged = self.pairs.iter().zip(&self.found.rejected);
+        flagged.filter(|(_, is_rejected)| **is_rejected).map(|(pair, _)| *pair).collect()
     }
 
     #[getter]
@@ -194,10 +195,17 @@ impl OffsetSolution {
         pairs.map(|(pair, residuals)| (pair.i, pair.j, pair.n, residuals)).collect()
     }
 
-    /// By pair: whether it contradicts the others.
+    /// Pairs that contradict the others.
     #[getter]
-    fn rejected(&self) -> Vec<bool> {
-        self.0.rejected.clone()
+    fn rejected(&self) -> Vec<(u32, u32)> {
+        let flagged = self.0.pairs.iter().zip(&self.0.rejected);
+        flagged.filter(|(_, is_rejected)| **is_rejected).map(|(pair, _)| pair.ends()).collect()
+    }
+
+    /// The residual that is furthest from 0, without its sign.
+    #[getter]
+    fn greatest_residual(&self) -> f64 {
+        self.0.residuals.iter().fold(0.0, |most, residual| residual.abs().max(most))
     }
 
     #[getter]

@@ -1,9 +1,9 @@
 """Photometric matching beside ZeMosaic 4.5 (figures observed by running it).
 
-Its least squares in entries (i, j, gain, offset) are right where entries form a tree, and offsets
-alone always; there the numbers are the same.  Where entries contradict each other around a loop, its
-gains shrink towards 0, where boxes do not lie near the first pixel, its pairs are lost, and only the
-component of its anchor is matched; here they are not.
+Its least squares in entries (i, j, gain, offset) are right where entries form a tree, and for
+offsets alone always; there the numbers are the same.  Where entries contradict each other around a
+loop its gains shrink towards 0, where boxes are not near the first pixel its pairs are lost, and
+only the component of its anchor is matched.  These faults are not repeated.
 """
 
 from __future__ import annotations

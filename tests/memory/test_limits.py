@@ -140,7 +140,14 @@ def test_36_tiles(limit_mib: int, tiles_36: Path, work: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [("--match", "offset"), ("--two-pass",), ("--match", "offset", "--two-pass")]
+    "words",
+    [
+        ("--match", "offset"),
+        ("--match", "gain"),
+        ("--two-pass",),
+        ("--match", "offset", "--two-pass"),
+        ("--match", "gain", "--two-pass"),
+    ],
 )
 def test_36_tiles_matched_and_twice(words: tuple[str, ...], tiles_36: Path, work: Path) -> None:
     case = mosaic(tiles_36, work, "--memory", "256MiB", *words)
@@ -148,7 +155,15 @@ def test_36_tiles_matched_and_twice(words: tuple[str, ...], tiles_36: Path, work
     assert "--two-pass" not in words or case.two_pass["applied"]
 
 
-@pytest.mark.parametrize("words", [("--match", "offset"), ("--match", "offset", "--two-pass")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--match", "offset"),
+        ("--match", "offset", "--two-pass"),
+        ("--match", "gain"),
+        ("--match", "gain", "--two-pass"),
+    ],
+)
 def test_the_smallest_limit_of_two_passes(
     words: tuple[str, ...], tiles_36: Path, work: Path
 ) -> None:

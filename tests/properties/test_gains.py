@@ -173,9 +173,7 @@ def test_a_flat_sky_tells_no_gains(caplog: pytest.LogCaptureFixture) -> None:
         tiles.append((noise.astype(np.float32), wcs))
     gains, offsets = solution(match(tiles))
     assert (gains == 1.0).all()
-    np.testing.assert_allclose(
-        offsets[:, 0], np.mean(levels) - np.array(levels), atol=0.2 * SIGMA
-    )
+    np.testing.assert_allclose(offsets[:, 0], np.mean(levels) - np.array(levels), atol=0.2 * SIGMA)
     assert "no overlap shows enough structure" in caplog.text
 
 
@@ -188,7 +186,7 @@ def test_two_fields_are_matched_each_for_itself() -> None:
     far = []
     for image, wcs in tiles[2:]:
         moved = wcs.deepcopy()
-        moved.wcs.crval = np.array(wcs.wcs.crval) + (1.0, 0.0)
+        moved.wcs.crval = wcs.wcs.crval + np.array([1.0, 0.0])
         far.append((image, moved))
     result = match([*tiles[:2], *far])
     gains, offsets = solution(result)
