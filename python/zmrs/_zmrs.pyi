@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "CoordGrid",
+    "GainSolution",
     "Input",
     "InputGains",
     "Job",
@@ -30,6 +31,7 @@ __all__ = [
     "run_pass_into_arrays",
     "run_pass_into_files",
     "sample_lattice",
+    "solve_entries",
 ]
 
 def build_info() -> dict[str, str]:

@@ -10,6 +10,7 @@
 //! Nothing here depends on workers or on the memory limit: the lattice is that of the job, a sample
 //! is found by one worker, and sums run in job order.
 
+mod blocks;
 mod entries;
 mod gains;
 mod groups;
