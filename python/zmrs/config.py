@@ -247,6 +247,7 @@ class Options:
                     f"--match-offset-limit: {as_text(self.match_offset_limit)} is no limit; give a"
                     " number of at least 0."
                 )
+            object.__setattr__(self, "match_offset_limit", most)
         object.__setattr__(self, "match_gain_limits", limits)
         object.__setattr__(self, "match_sky", sky)
 

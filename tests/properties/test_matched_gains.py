@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from reproject import reproject_interp
+from reproject.mosaicking import reproject_and_coadd
 
 import clouds
 import sky
@@ -104,6 +106,23 @@ def test_gains_do_more_than_offsets() -> None:
         assert (how == "offset") == bool((gains == 1.0).all())
         assert np.abs(offsets).max() > 0
     assert apart["gain"] < 0.1 * apart["offset"]
+
+
+def test_offsets_are_those_of_match_background() -> None:
+    """Where no noise makes medians differ, reproject finds the same levels."""
+    base, rng = sky.frame_wcs((160, 200)), np.random.default_rng(5)
+    image = rng.uniform(90.0, 110.0, (160, 200))
+    boxes = sky.overlapping_boxes((160, 200), (2, 3), 30)
+    tiles = [
+        ((tile + 20.0 * number**2).astype(np.float32), wcs)
+        for number, (tile, wcs) in enumerate(sky.cut_tiles(image, base, boxes))
+    ]
+    wanted, footprint = reproject_and_coadd(
+        tiles, base, (160, 200), reproject_function=reproject_interp, match_background=True
+    )
+    result = match(tiles, "offset", wcs=base, shape=(160, 200))
+    assert (footprint > 0).all()
+    np.testing.assert_allclose(result.data, wanted, rtol=0, atol=1e-2)
 
 
 # ------------------------------------------------------------------------------- what may disturb
