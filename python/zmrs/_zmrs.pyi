@@ -394,9 +394,12 @@ def solve_entries(
     anchor: int,
     gains: bool,
 ) -> list[tuple[float, float]]:
-    """Gain and offset of each input from straight lines between inputs.
+    """Gain and offset of each input from straight lines between inputs that were fitted before.
 
-    Rows are both inputs, slope, value at zero and weight.
+    Rows of `entries` are inputs i and j, slope a, value at zero b and weight: j shows a * i + b.
+    Weighted least squares for log(g_i / g_j) = log(a), and then for o_i - o_j = b * g_j; `anchor`,
+    and the first input of every group without it, has gain 1 and offset 0.  Without `gains` all
+    gains are 1.  ValueError for entries that make no sense.
     """
 
 def sample_lattice(

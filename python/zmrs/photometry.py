@@ -50,13 +50,29 @@ class Matching:
 
     @property
     def gains(self) -> list[list[float]]:
-        """Gains by input and channel."""
+        """Gains by input and channel, without unit; 1 where only offsets are matched."""
         if self.gain_solution is None:
             return [[1.0] * len(offsets) for offsets in self.solution.offsets]
         return self.gain_solution.gains
 
     def offsets_after(self, gains: Sequence[float]) -> list[list[float]]:
-        """Offsets by input and channel, once the inputs are multiplied by gains, and by `gains`."""
+        """Offsets for inputs that are multiplied by matched gains and by others.
+
+        Parameters
+        ----------
+        gains
+            The others, one an input.
+
+        Returns
+        -------
+        list of lists
+            By input and channel, in the inputs' units, to be added after both gains.
+
+        Raises
+        ------
+        ValueError
+            For gains that are not finite, or not as many as inputs.
+        """
         assert self.samples is not None
         matched = None if self.gain_solution is None else self.gain_solution.gains
         return self.samples.solve_offsets(gains, matched).offsets
@@ -106,7 +122,17 @@ def rules(options: Options, *, matches: bool) -> dict[str, Any]:
 def match(
     prepared: Prepared, listener: Callable[[Event], object] | None, *, with_gains: bool
 ) -> Matching:
-    """Solve for the offsets of all inputs, or for their gains and then for the offsets."""
+    """Solve for the offsets of all inputs, or for their gains and then for the offsets.
+
+    NaN samples and those of no weight take no part.  What is found goes to the log.
+
+    Raises
+    ------
+    BudgetError
+        If the samples do not fit the plan's memory.
+    InputError
+        If an input cannot be read.
+    """
     stage = Stage(listener, "match", len(prepared.placed), "files")
     samples = _zmrs.sample_lattice(
         prepared.job, prepared.plan, progress=lambda _, inputs: stage.advance(inputs)
