@@ -91,6 +91,7 @@ def make(
     slope: float = 0.0,
     contaminants: Contaminants | None = None,
     spread: float = 0.15,
+    cloudy: bool = True,
 ) -> Scene:
     """Panels of frames with clouds, stars of each frame's own width, gains and levels.
 
@@ -112,6 +113,6 @@ def make(
             sky_gradient=tuple(rng.uniform(-slope, slope, 2)), contaminants=contaminants,
         )  # fmt: skip
         image = np.reshape(render(field, spec, number), (channels, *shape)).astype(float)
-        clean.append(image + colours * glow(wcs, shape))
+        clean.append(image + colours * glow(wcs, shape) if cloudy else image)
         noise.append(rng.normal(0.0, SIGMA, image.shape))
     return Scene(frames, clean, factors, levels, noise)

@@ -196,6 +196,15 @@ def test_a_flat_sky_tells_no_gains(caplog: pytest.LogCaptureFixture) -> None:
     assert "no overlap shows enough structure" in caplog.text
 
 
+def test_stars_of_other_widths_are_not_taken_for_gains(caplog: pytest.LogCaptureFixture) -> None:
+    """Point by point they differ by more than gains do; without clouds there is nothing else."""
+    one = clouds.make((3, 2), (400, 500), stars=20_000, cloudy=False)
+    gains, offsets = solution(match(one.raw()))
+    assert (gains == 1.0).all()
+    assert np.abs(one.level_errors(gains, offsets)).max() < 0.5
+    assert "no overlap shows enough structure" in caplog.text
+
+
 # ---------------------------------------------------------------------------------- the groups
 
 
