@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 __all__ = [
     "CoordGrid",
     "Findings",
+    "GainSolution",
     "Input",
     "InputGains",
     "Job",
@@ -31,6 +32,7 @@ __all__ = [
     "run_pass_into_arrays",
     "run_pass_into_files",
     "sample_lattice",
+    "solve_entries",
     "survey_bytes",
     "survey_inputs",
     "write_depth",
@@ -175,6 +177,8 @@ class Job:
         winsor: tuple[float, float] = ...,
         together: bool = False,
         match_offsets: bool = False,
+        match_gains: tuple[float, float, float, float] | None = None,
+        most_offset: float = ...,
         two_pass: tuple[float, float, float, float] | None = None,
     ) -> Self: ...
     def with_photometry(
@@ -364,8 +368,37 @@ class LatticeSamples:
     def bytes(self) -> int: ...
     @property
     def ledger_peak(self) -> int: ...
-    def solve_offsets(self, gains: Sequence[float] | None = None) -> OffsetSolution:
-        """Offsets that make the inputs agree after the given gains, one an input."""
+    def solve_gains(self) -> GainSolution:
+        """Gains with which inputs show the same structure, by the rules of the job."""
+
+    def solve_offsets(
+        self,
+        gains: Sequence[float] | None = None,
+        matched: Sequence[Sequence[float]] | None = None,
+    ) -> OffsetSolution:
+        """Offsets that make the inputs agree after the given gains, one an input.
+
+        Besides, the inputs have the gains that were matched, by input and channel.
+        """
+
+@final
+class GainSolution:
+    """Gains of all inputs, and how well they agree with what was measured."""
+
+    @property
+    def gains(self) -> list[list[float]]: ...
+    @property
+    def n_pairs(self) -> int: ...
+    @property
+    def pairs(self) -> list[tuple[int, int, list[float], list[float], list[float]]]: ...
+    @property
+    def rejected(self) -> list[tuple[int, int]]: ...
+    @property
+    def n_groups(self) -> int: ...
+    @property
+    def n_clipped(self) -> int: ...
+    @property
+    def rms(self) -> float: ...
 
 @final
 class OffsetSolution:
@@ -378,12 +411,32 @@ class OffsetSolution:
     @property
     def pairs(self) -> list[tuple[int, int, int, list[float]]]: ...
     @property
+    def rejected(self) -> list[tuple[int, int]]: ...
+    @property
+    def greatest_residual(self) -> float: ...
+    @property
     def components(self) -> list[int]: ...
+    @property
+    def n_clipped(self) -> int: ...
     @property
     def rms(self) -> float: ...
 
 def lattice_bytes(job: Job, plan: Plan) -> int:
-    """Bytes that sampling a job and solving for its offsets lease at most."""
+    """Bytes that sampling a job and matching its inputs lease at most."""
+
+def solve_entries(
+    inputs: int,
+    entries: Sequence[tuple[int, int, float, float, float]],
+    anchor: int,
+    gains: bool,
+) -> list[tuple[float, float]]:
+    """Gain and offset of each input from straight lines between inputs that were fitted before.
+
+    Rows of `entries` are inputs i and j, slope a, value at zero b and weight: j shows a * i + b.
+    Weighted least squares for log(g_i / g_j) = log(a), and then for o_i - o_j = b * g_j; `anchor`,
+    and the first input of every group without it, has gain 1 and offset 0.  Without `gains` all
+    gains are 1.  ValueError for entries that make no sense.
+    """
 
 def sample_lattice(
     job: Job, plan: Plan, *, progress: Callable[[int, int], object] | None = None

@@ -68,7 +68,8 @@ def mosaic(
         ``winsor`` and ``reject_together`` among the `options` say how.
     match
         Photometric matching: ``offset`` brings inputs to a common sky level where they overlap,
-        ``none`` takes them as they are.
+        ``gain`` to a common scale before, ``none`` takes them as they are; ``match_gain_limits``,
+        ``match_offset_limit`` and ``match_sky`` among the `options` say how.
     two_pass
         Even out the brightness of the inputs by their coverage, in a second pass;
         ``two_pass_sigma`` and ``two_pass_gain_clip`` among the `options` say how.  None is as the
@@ -94,9 +95,9 @@ def mosaic(
     **options
         The other fields of `zmrs.config.Options`: ``hdu``, ``recursive``, ``scale``, ``center``,
         ``size``, ``projection``, ``frame``, ``rotate``, ``max_output_pixels``, ``strict``,
-        ``scratch``, ``kappa``, ``winsor``, ``reject_together``, ``two_pass_sigma``,
-        ``two_pass_gain_clip``, ``preset``, ``weight_type``, ``weight_by``, ``feather``,
-        ``zero_is_blank``.
+        ``scratch``, ``kappa``, ``winsor``, ``reject_together``, ``match_gain_limits``,
+        ``match_offset_limit``, ``match_sky``, ``two_pass_sigma``, ``two_pass_gain_clip``,
+        ``preset``, ``weight_type``, ``weight_by``, ``feather``, ``zero_is_blank``.
 
     Returns
     -------

@@ -49,7 +49,7 @@ COMBINES = (
     "winsorized-reference",
     "winsor-percentile",
 )
-MATCHES = ("none", "offset")
+MATCHES = ("none", "offset", "gain")
 GPUS = ("auto", "on", "off")
 PROGRESS = ("auto", "bar", "json", "none")
 FRAMES = ("icrs", "galactic")
@@ -123,7 +123,30 @@ class Options:
         False, "Leave a sample that one channel rejects out of all of them", kind="flag"
     )
     match: str = _option(
-        "offset", "Photometric matching of the inputs", kind="choice", choices=MATCHES
+        "offset",
+        "Photometric matching of the inputs: sky levels only, or gains too, where overlaps show"
+        " enough structure",
+        kind="choice",
+        choices=MATCHES,
+    )
+    match_gain_limits: tuple[float, float] = _option(
+        (0.5, 2.0),
+        "Least and greatest gain of --match gain; greater changes are clipped",
+        kind="pair",
+        metavar="LO,HI",
+    )
+    match_offset_limit: float | None = _option(
+        None,
+        "Greatest offset, up or down, in the inputs' units; greater ones are clipped"
+        " [default: no limit]",
+        kind="number",
+        metavar="X",
+    )
+    match_sky: tuple[float, float] = _option(
+        (0.0, 100.0),
+        "Percentiles of brightness in an overlap between which gains are measured",
+        kind="pair",
+        metavar="LO,HI",
     )
     two_pass: bool = _option(
         False, "Even out the brightness of inputs by their coverage, in a second pass", kind="flag"
@@ -260,6 +283,31 @@ class Options:
             )
         for name, pair in (("kappa", kappa), ("winsor", winsor), ("two_pass_gain_clip", clip)):
             object.__setattr__(self, name, pair)
+        self._check_matching()
+
+    def _check_matching(self) -> None:
+        """Refuse limits and percentiles that make no sense."""
+        limits, sky = _numbers(self.match_gain_limits), _numbers(self.match_sky)
+        if len(limits) != 2 or not 0 < limits[0] <= 1 <= limits[1] < math.inf:
+            raise UsageError(
+                f"--match-gain-limits: {as_text(self.match_gain_limits)} do not enclose 1; give two"
+                " numbers above 0, one on each side of it."
+            )
+        if len(sky) != 2 or not 0 <= sky[0] < sky[1] <= 100:
+            raise UsageError(
+                f"--match-sky: {as_text(self.match_sky)} are no range; give two percentiles, the"
+                " lower first."
+            )
+        if self.match_offset_limit is not None:
+            (most, *more) = _numbers(self.match_offset_limit) or (math.nan,)
+            if more or not most >= 0:
+                raise UsageError(
+                    f"--match-offset-limit: {as_text(self.match_offset_limit)} is no limit; give a"
+                    " number of at least 0."
+                )
+            object.__setattr__(self, "match_offset_limit", most)
+        object.__setattr__(self, "match_gain_limits", limits)
+        object.__setattr__(self, "match_sky", sky)
 
 
 def _numbers(given: Any) -> tuple[float, ...]:

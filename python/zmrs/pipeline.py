@@ -410,14 +410,14 @@ def _job(
         kappa=options.kappa,
         winsor=options.winsor,
         together=options.reject_together,
-        match_offsets=_matches(options, placed),
+        **photometry.rules(options, matches=_matches(options, placed)),
         two_pass=rules if options.two_pass else None,
     )
 
 
 def _matches(options: Options, placed: Sequence[Placed]) -> bool:
     """Whether inputs are compared: one alone has nothing to agree with."""
-    return options.match == "offset" and len(placed) > 1
+    return options.match != "none" and len(placed) > 1
 
 
 def _files(prepared: Prepared) -> list[str]:
@@ -523,13 +523,12 @@ def _run(
 def _matched(
     prepared: Prepared, options: Options, listener: Listener
 ) -> tuple[Prepared, photometry.Matching | None]:
-    """The job with the offsets of its inputs, if they are to be matched."""
+    """The job with the gains and offsets of its inputs, if they are to be matched."""
     if not _matches(options, prepared.placed):
         return prepared, None
-    matching = photometry.match(prepared, listener)
+    matching = photometry.match(prepared, listener, with_gains=options.match == "gain")
     prepared.seconds["match"] = matching.seconds
-    ones = [[1.0] * prepared.channels for _ in prepared.placed]
-    job = prepared.job.with_photometry(ones, matching.solution.offsets)
+    job = prepared.job.with_photometry(matching.gains, matching.solution.offsets)
     if not options.two_pass:
         # The pass will need the memory.
         matching = replace(matching, samples=None)

@@ -212,6 +212,8 @@ def _renormalise(
     gains = [[gain] * channels for gain in found.gains]
     offsets = [[0.0] * channels for _ in found.gains]
     if matching is not None:
+        matched = zip(gains, matching.gains, strict=True)
+        gains = [[g * m for g, m in zip(*both, strict=True)] for both in matched]
         offsets = matching.offsets_after(found.gains)
     now = timed("matching", now)
     stats = _zmrs.run_pass_into_files(

@@ -128,10 +128,11 @@ def rows_of(
     if matching is not None:
         # Those that the pixels were made with.
         again = second.offsets if second is not None else None
-        for row, offset in zip(rows, again or matching.solution.offsets, strict=True):
-            row.offset = offset
-    for row, gain in zip(rows, second.gains if second else [], strict=False):
-        row.two_pass_gain = gain
+        offsets = again or matching.solution.offsets
+        for row, gain, offset in zip(rows, matching.gains, offsets, strict=True):
+            row.gain, row.offset = gain, offset
+    for row, factor in zip(rows, second.gains if second else [], strict=False):
+        row.two_pass_gain = factor
     return rows + [
         cards.InputRow.of(left.name, prepared.channels, left.reason) for left in prepared.left_out
     ]

@@ -9,6 +9,7 @@ use pyo3::prelude::*;
 use zmrs_core::coadd::{Combine, Parameters};
 use zmrs_core::coverage::gains::Rules;
 use zmrs_core::job;
+use zmrs_core::photometry::{self, GainRules};
 use zmrs_core::resample::Kernel;
 use zmrs_core::source::{self, Encoding, SampleType, SharedBytes, Store};
 use zmrs_core::weights::{MapKind, Saturation, Weighting};
@@ -106,7 +107,7 @@ pub struct Input(job::Input);
 impl Input {
     #[new]
     #[pyo3(signature = (name, image, grid, *, weight=1.0, gain=None, offset=None, weight_map=None,
-                        map_kind="weight", alpha_full=1.0, border_px=[0, 0], feather_px=0.0,
+                        map_kind="weight", alpha_full=1.0, border_px=(0, 0), feather_px=0.0,
                         zero_is_blank=false, saturation=None))]
     fn new(
         name: String,
@@ -118,7 +119,7 @@ impl Input {
         weight_map: Option<&Source>,
         map_kind: &str,
         alpha_full: f32,
-        border_px: [usize; 2],
+        border_px: (usize, usize),
         feather_px: f64,
         zero_is_blank: bool,
         saturation: Option<f32>,
@@ -131,7 +132,7 @@ impl Input {
             weight_map: weight_map.map(|map| Arc::clone(&map.0)),
             weighting: Weighting {
                 map: MapKind::from_name(map_kind, alpha_full).ok_or_else(unknown)?,
-                border_px,
+                border_px: border_px.into(),
                 feather_px,
                 zero_is_blank,
                 saturation: saturation.and_then(Saturation::new),
@@ -152,7 +153,8 @@ pub struct Job(pub job::Job);
 impl Job {
     #[new]
     #[pyo3(signature = (shape, kernel, combine, inputs, *, kappa=(3.0, 3.0), winsor=(0.05, 0.05),
-                        together=false, match_offsets=false, two_pass=None))]
+                        together=false, match_offsets=false, match_gains=None,
+                        most_offset=f64::INFINITY, two_pass=None))]
     fn new(
         py: Python<'_>,
         shape: (usize, usize, usize),
@@ -163,10 +165,14 @@ impl Job {
         winsor: (f64, f64),
         together: bool,
         match_offsets: bool,
+        match_gains: Option<(f64, f64, f64, f64)>,
+        most_offset: f64,
         two_pass: Option<(f64, f64, f64, f64)>,
     ) -> PyResult<Self> {
         let rules =
             |(sigma_px, low, high, threshold)| Rules { sigma_px, clip: (low, high), threshold };
+        let of_gains = |(low, high, from, to)| GainRules { limits: (low, high), band: (from, to) };
+        let matching = photometry::Rules { gains: match_gains.map(of_gains), most_offset };
         let method = Combine::from_name(combine, &Parameters { kappa, winsor, together });
         let unknown = |what, name| PyValueError::new_err(format!("there is no {what} '{name}'"));
         let job = job::Job {
@@ -176,7 +182,7 @@ impl Job {
             kernel: Kernel::from_name(kernel).ok_or_else(|| unknown("kernel", kernel))?,
             combine: method.ok_or_else(|| unknown("combine", combine))?,
             inputs: inputs.iter().map(|input| input.get().0.clone()).collect(),
-            match_offsets,
+            matching: (match_offsets || match_gains.is_some()).then_some(matching),
             two_pass: two_pass.map(rules),
         };
         job.validate().map_err(|e| errors::to_py(py, &e))?;

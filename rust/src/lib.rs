@@ -25,7 +25,9 @@ mod _zmrs {
     #[pymodule_export]
     use super::pass::{Layout, PassStats, fit, run_pass_into_arrays, run_pass_into_files};
     #[pymodule_export]
-    use super::photometry::{LatticeSamples, OffsetSolution, lattice_bytes, sample_lattice};
+    use super::photometry::{
+        GainSolution, LatticeSamples, OffsetSolution, lattice_bytes, sample_lattice, solve_entries,
+    };
     #[pymodule_export]
     use super::plan::Plan;
     #[pymodule_export]

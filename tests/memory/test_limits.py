@@ -140,7 +140,14 @@ def test_36_tiles(limit_mib: int, tiles_36: Path, work: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [("--match", "offset"), ("--two-pass",), ("--match", "offset", "--two-pass")]
+    "words",
+    [
+        ("--match", "offset"),
+        ("--match", "gain"),
+        ("--two-pass",),
+        ("--match", "offset", "--two-pass"),
+        ("--match", "gain", "--two-pass"),
+    ],
 )
 def test_36_tiles_matched_and_twice(words: tuple[str, ...], tiles_36: Path, work: Path) -> None:
     case = mosaic(tiles_36, work, "--memory", "256MiB", *words)
@@ -160,7 +167,14 @@ def test_36_tiles_in_two_sweeps(words: tuple[str, ...], tiles_36: Path, work: Pa
 
 
 @pytest.mark.parametrize(
-    "words", [("--match", "offset"), ("--match", "offset", "--two-pass"), STREAM]
+    "words",
+    [
+        ("--match", "offset"),
+        ("--match", "offset", "--two-pass"),
+        ("--match", "gain"),
+        ("--match", "gain", "--two-pass"),
+        STREAM,
+    ],
 )
 def test_the_smallest_limit_of_longer_ways(
     words: tuple[str, ...], tiles_36: Path, work: Path

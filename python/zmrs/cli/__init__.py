@@ -133,7 +133,10 @@ def run(args: list[str] | None = None) -> NoReturn:
         )
         status = _say(str(text), 4)
     except MemoryError:
-        status = _say("the system gave no more memory; set a lower --memory, or raise its limit (ulimit -v).", 3)
+        status = _say(
+            "the system gave no more memory; set a lower --memory, or raise its limit (ulimit -v).",
+            3,
+        )
     except ImportError as error:
         if "map segment" not in str(error):
             raise

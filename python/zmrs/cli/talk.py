@@ -22,7 +22,7 @@ __all__ = ["logging_to", "progress_to"]
 _STAGES = {
     "geometry": "placing inputs",
     "decompress": "decompressing",
-    "match": "matching sky levels",
+    "match": "matching inputs",
     "mosaic": "making the mosaic",
     "two_pass": "second pass",
 }

@@ -98,7 +98,7 @@ fn job(kernel: Kernel, combine: Combine, depth: usize) -> Job {
         kernel,
         combine,
         inputs,
-        match_offsets: false,
+        matching: None,
         two_pass: None,
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::coadd::{Combine, Streamed, Sweep};
 use crate::coverage::gains::Rules;
 use crate::geom::CoordGrid;
+use crate::photometry;
 use crate::plan::MAX_BYTES;
 use crate::resample::Kernel;
 use crate::source::{Source, Store};
@@ -75,8 +76,8 @@ pub struct Job {
     pub combine: Combine,
     /// The images, in the order in which they count.
     pub inputs: Vec<Input>,
-    /// Whether the inputs' offsets are solved for before the passes.
-    pub match_offsets: bool,
+    /// How inputs are matched before the passes, if they are.
+    pub matching: Option<photometry::Rules>,
     /// How the second pass corrects the inputs, if there is one.
     pub two_pass: Option<Rules>,
 }
@@ -135,6 +136,7 @@ impl Job {
                 "kappas of {low} and {high} may reject every sample; at least 1 is needed"
             )));
         }
+        self.matching.as_ref().map_or(Ok(()), photometry::Rules::validate)?;
         self.inputs.iter().try_for_each(|input| self.check(input))
     }
 

@@ -398,7 +398,7 @@ impl Fitting<'_> {
     /// What matching takes beyond what the passes will take after it. Its samples are kept for a
     /// second pass, and dropped before a single one.
     fn matching_bytes(&self, passes: u64) -> u64 {
-        if !self.job.match_offsets {
+        if self.job.matching.is_none() {
             return 0;
         }
         let bytes = photometry::bytes(self.job, self.plan.cpu_workers);

@@ -9,6 +9,10 @@ use crate::job::Job;
 /// every eighth pixel leaves thousands for a modest overlap.
 const USUAL_SPACING: usize = 8;
 
+/// The same where gains are measured, whose noise is that of all samples together: neighbours share
+/// no pixels still.
+const USUAL_SPACING_OF_GAINS: usize = 2;
+
 /// Lattice points of all inputs together, unless small overlaps need more.
 const PREFERRED_POINTS: usize = 4 << 20;
 
@@ -61,7 +65,9 @@ impl Lattice {
             down: job.height.div_ceil(spacing),
         };
         let most = MOST_VALUES / job.channels;
-        let mut spacing = USUAL_SPACING;
+        let has_gains = job.matching.is_some_and(|rules| rules.gains.is_some());
+        let finest = if has_gains { USUAL_SPACING_OF_GAINS } else { USUAL_SPACING };
+        let mut spacing = finest;
         while !at(spacing).is_within(job, most.min(PREFERRED_POINTS)) {
             spacing *= 2;
         }
@@ -202,7 +208,7 @@ mod tests {
             kernel,
             combine: Combine::Running(Running::Mean),
             inputs,
-            match_offsets: true,
+            matching: None,
             two_pass: None,
         }
     }

@@ -1,18 +1,28 @@
-//! Background matching: offsets that make inputs agree where they overlap.
+//! Photometric matching: gains and offsets that make inputs agree where they overlap.
 //!
 //! Inputs are compared at a coarse lattice of output pixels. [`sample`] reads every input once, from
 //! its first row to its last, and keeps its samples there: those that the pass would find with the
 //! bilinear kernel, exact cells included. Then it chooses the pairs of inputs that are worth
-//! comparing. [`Samples::solve`] finds the typical difference of each pair and from these the
-//! offsets, by least squares. It can be asked again, with other gains, without reading.
+//! comparing. [`Samples::gains`] finds by which factors they show the same structure,
+//! [`Samples::offsets`] the typical difference of each pair that is left, and both from these what
+//! suits all inputs best, by least squares. They can be asked again without reading.
 //!
 //! Nothing here depends on workers or on the memory limit: the lattice is that of the job, a sample
 //! is found by one worker, and sums run in job order.
 
+mod blocks;
+mod entries;
+mod gains;
+mod groups;
 mod lattice;
+mod levels;
+mod line;
+mod offsets;
 mod pairs;
+mod robust;
 mod sampling;
 mod solve;
+mod structure;
 
 use std::sync::Arc;
 
@@ -22,16 +32,42 @@ use crate::job::Job;
 use crate::plan::Plan;
 use crate::{Error, Result};
 
+pub use entries::{Entry, solve_entries};
+pub use gains::{GainRules, Gains};
 use lattice::Lattice;
+pub use offsets::Offsets;
 pub use pairs::Pair;
 pub use sampling::Progress;
 use sampling::Sampled;
-use solve::Groups;
+pub use structure::Ratio;
+
+/// How inputs are matched.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rules {
+    /// Rules for gains, if there are to be any.
+    pub gains: Option<GainRules>,
+    /// Greatest offset, up or down.
+    pub most_offset: f64,
+}
+
+impl Rules {
+    /// Offsets of any size.
+    pub const OFFSETS: Self = Self { gains: None, most_offset: f64::INFINITY };
+
+    /// Refuse what makes no sense.
+    pub fn validate(&self) -> Result<()> {
+        if self.most_offset.is_nan() || self.most_offset < 0.0 {
+            return Err(Error::Argument("the limit of offsets must not be below 0".to_owned()));
+        }
+        self.gains.as_ref().map_or(Ok(()), GainRules::validate)
+    }
+}
 
 /// The samples of all inputs on the common lattice, and which inputs are compared.
 pub struct Samples {
     lattice: Lattice,
     channels: usize,
+    rules: Rules,
     inputs: Vec<Sampled>,
     pairs: Vec<Pair>,
     workers: usize,
@@ -40,34 +76,23 @@ pub struct Samples {
     _pairs: Lease,
 }
 
-/// Offsets, and how well they agree with the differences that they come from.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Solution {
-    /// By input and channel: what is to be added to its values, after its gain.
-    pub offsets: Vec<Vec<f64>>,
-    /// The pairs that were compared, in ascending order.
-    pub pairs: Vec<Pair>,
-    /// By pair, and then by channel: by how much the first is still above the second.
-    pub residuals: Vec<f64>,
-    /// By input: the group of inputs that it is connected with by pairs. The mean offset of each
-    /// group is zero; groups are numbered in the order in which they appear.
-    pub groups: Vec<usize>,
-    /// Root mean square of the residuals, weighted with the numbers of common points.
-    pub rms: f64,
-}
-
-/// Bytes that [`sample`] and [`Samples::solve`] lease at most, with so many workers.
+/// Bytes that [`sample`], [`Samples::gains`] and [`Samples::offsets`] lease at most, with so many
+/// workers.
 pub fn bytes(job: &Job, workers: u64) -> u64 {
     let lattice = Lattice::of(job);
-    let (inputs, workers) = (job.inputs.len(), workers as usize);
+    let (inputs, workers, channels) = (job.inputs.len(), workers as usize, job.channels);
     let most_pairs = pairs::most_pairs(inputs);
-    let tallies = job.inputs.iter().map(|input| lattice.tally(&input.grid));
-    let buckets = tallies.map(pairs::most_buckets).sum();
+    let tallies = || job.inputs.iter().map(|input| lattice.tally(&input.grid));
+    let buckets = tallies().map(pairs::most_buckets).sum();
     let sampling = workers.min(inputs) as u64 * sampling::worker_bytes(job, &lattice);
     let finding = pairs::finding_bytes(inputs, buckets, workers);
-    let solving = pairs::comparing_bytes(most_pairs, job.channels, workers)
-        + solve::bytes(inputs, most_pairs, job.channels);
-    sampling::held_bytes(job, &lattice) + pair_bytes(inputs) + sampling.max(finding).max(solving)
+    let has_gains = job.matching.is_some_and(|rules| rules.gains.is_some());
+    let common = tallies().map(|tally| tally.points).max().unwrap_or(0);
+    let gains =
+        if has_gains { gains::bytes(inputs, most_pairs, channels, common, workers) } else { 0 };
+    let offsets = offsets::bytes(inputs, most_pairs, channels, workers, has_gains);
+    let most = sampling.max(finding).max(gains).max(offsets);
+    sampling::held_bytes(job, &lattice) + pair_bytes(inputs) + most
 }
 
 fn pair_bytes(inputs: usize) -> u64 {
@@ -93,6 +118,7 @@ pub fn sample(
     Ok(Samples {
         lattice,
         channels: job.channels,
+        rules: job.matching.unwrap_or(Rules::OFFSETS),
         workers,
         bytes: sampling::held_bytes(job, &lattice) + pair_bytes(inputs.len()),
         inputs,
@@ -123,6 +149,11 @@ impl Samples {
         self.channels
     }
 
+    /// The pairs that are compared, in ascending order.
+    pub fn pairs(&self) -> &[Pair] {
+        &self.pairs
+    }
+
     /// Bytes that the samples and the pairs hold.
     pub fn bytes(&self) -> u64 {
         self.bytes
@@ -133,42 +164,34 @@ impl Samples {
         self.ledger.peak()
     }
 
-    /// The offsets after the given gains, one an input and channel.
-    pub fn solve(&self, gains: &[f64], cancel: &CancelToken) -> Result<Solution> {
-        if gains.len() != self.inputs.len() * self.channels || gains.iter().any(|g| !g.is_finite())
-        {
-            return Err(Error::Argument(
-                "one finite gain an input and channel is needed".to_owned(),
-            ));
-        }
-        let (inputs, pairs, ledger) = (&self.inputs[..], &self.pairs[..], &self.ledger);
-        let _lease = ledger.reserve(solve::bytes(inputs.len(), pairs.len(), self.channels))?;
-        let mut differences = pairs::compare(inputs, pairs, gains, self.workers, ledger, cancel)?;
-        let groups = Groups::of(inputs.len(), pairs);
-        let mut offsets = vec![Vec::with_capacity(self.channels); inputs.len()];
-        for channel in 0..self.channels {
-            let of_pairs = differences.iter().skip(channel).step_by(self.channels);
-            let of_pairs: Vec<f64> = of_pairs.copied().collect();
-            let solved = solve::offsets(&groups, pairs, &of_pairs, cancel)?;
-            for (offsets, solved) in offsets.iter_mut().zip(solved) {
-                offsets.push(solved);
+    /// The gains with which inputs show the same structure, by the rules of the job.
+    pub fn gains(&self, cancel: &CancelToken) -> Result<Gains> {
+        let Some(rules) = &self.rules.gains else {
+            return Err(Error::Argument("the job has no rules for gains".to_owned()));
+        };
+        let (inputs, pairs) = (&self.inputs[..], &self.pairs[..]);
+        gains::find(inputs, pairs, self.channels, rules, self.workers, &self.ledger, cancel)
+    }
+
+    /// The offsets after the given factors, one an input and channel, and after the gains that were
+    /// matched, if any.
+    ///
+    /// Within each group of connected inputs the plain mean of the sky levels is what the factors
+    /// alone would make it; without matched gains the mean offset is zero, therefore.
+    pub fn offsets(
+        &self,
+        factors: &[f64],
+        matched: Option<&[f64]>,
+        cancel: &CancelToken,
+    ) -> Result<Offsets> {
+        for gains in [Some(factors), matched].into_iter().flatten() {
+            let wanted = self.inputs.len() * self.channels;
+            if gains.len() != wanted || gains.iter().any(|g| !g.is_finite()) {
+                return Err(Error::Argument(
+                    "one finite gain an input and channel is needed".to_owned(),
+                ));
             }
         }
-        let (mut sum, mut weight) = (0.0, 0.0);
-        for (pair, differences) in pairs.iter().zip(differences.chunks_mut(self.channels)) {
-            let (of_i, of_j) = (&offsets[pair.i as usize], &offsets[pair.j as usize]);
-            for (difference, (i, j)) in differences.iter_mut().zip(of_i.iter().zip(of_j)) {
-                *difference += i - j;
-                sum += f64::from(pair.n) * *difference * *difference;
-                weight += f64::from(pair.n);
-            }
-        }
-        Ok(Solution {
-            offsets,
-            pairs: pairs.to_vec(),
-            residuals: differences,
-            groups: groups.number,
-            rms: if weight > 0.0 { (sum / weight).sqrt() } else { 0.0 },
-        })
+        offsets::find(self, factors, matched, cancel)
     }
 }

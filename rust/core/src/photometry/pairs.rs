@@ -1,17 +1,17 @@
-//! Which inputs are compared with which, and by how much they differ.
+//! Which inputs are compared with which.
 
 use std::cmp::Reverse;
 use std::sync::Arc;
 
+use super::groups::Groups;
 use super::lattice::{Lattice, Tally};
-use super::sampling::Sampled;
-use super::solve::Groups;
+use super::sampling::{Sampled, Stretch};
 use crate::budget::Ledger;
 use crate::cancel::CancelToken;
 use crate::{Result, parallel};
 
 /// Inputs with fewer valid points in common are not compared.
-pub const LEAST_COMMON: u32 = 8;
+const LEAST_COMMON: u32 = 8;
 
 /// Partners that every input chooses, at most.
 const MOST_PARTNERS: usize = 12;
@@ -26,19 +26,6 @@ const BUCKET_SHIFT: u32 = 3;
 /// Inputs, or pairs, that a worker takes at once.
 const AT_ONCE: usize = 16;
 
-/// Differences whose median is found, at most: evenly chosen ones of more common points. The
-/// error of the median is then a two-hundredth of their scatter.
-const MOST_DIFFERENCES: usize = 1 << 16;
-
-/// Differences further from the median than so many standard deviations are left out.
-const CLIP_SIGMA: f64 = 3.0;
-
-/// How often that is done at most.
-const CLIP_ROUNDS: usize = 3;
-
-/// Standard deviations of a normal distribution in its median absolute deviation.
-const SIGMA_OF_MAD: f64 = 1.482_602_218_505_602;
-
 /// Two inputs that are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Pair {
@@ -48,6 +35,13 @@ pub struct Pair {
     pub j: u32,
     /// Valid points that both have.
     pub n: u32,
+}
+
+impl Pair {
+    /// Both inputs.
+    pub fn ends(&self) -> (u32, u32) {
+        (self.i, self.j)
+    }
 }
 
 /// Bytes that are leased besides while the pairs of so many inputs are found, which have samples
@@ -62,12 +56,6 @@ pub fn finding_bytes(inputs: usize, buckets: usize, workers: usize) -> u64 {
 /// Buckets in which an input has samples, at most.
 pub fn most_buckets(tally: Tally) -> usize {
     (tally.points >> BUCKET_SHIFT) + 2 * tally.runs
-}
-
-/// Bytes that are leased while the differences of pairs are found.
-pub fn comparing_bytes(pairs: usize, channels: usize, workers: usize) -> u64 {
-    let differences = workers * MOST_DIFFERENCES * size_of::<f32>();
-    (differences + pairs * channels * size_of::<f64>()) as u64
 }
 
 /// Pairs of so many inputs, at most.
@@ -102,7 +90,7 @@ pub fn find(
     pairs.sort_unstable();
     pairs.dedup();
     loop {
-        let groups = Groups::of(inputs, &pairs);
+        let groups = Groups::of(inputs, pairs.iter().map(Pair::ends));
         if groups.count == 1 {
             return Ok(pairs);
         }
@@ -317,149 +305,9 @@ impl Finder<'_> {
 /// Valid points that two inputs have in common.
 fn count_common(a: &Sampled, b: &Sampled) -> u32 {
     let (of_a, of_b) = (a.plane(0), b.plane(0));
-    let stretches = a.common(b).map(|(at_a, at_b, len)| {
+    let stretches = a.common(b).map(|Stretch { at: [at_a, at_b], len, .. }| {
         let both = of_a[at_a..at_a + len].iter().zip(&of_b[at_b..at_b + len]);
         both.map(|(a, b)| u32::from(!(a.is_nan() | b.is_nan()))).sum::<u32>()
     });
     stretches.sum()
-}
-
-/// For every pair and channel the typical difference of the first input, with its gain, from the
-/// second. `gains` are one an input and channel.
-pub fn compare(
-    samples: &[Sampled],
-    pairs: &[Pair],
-    gains: &[f64],
-    workers: usize,
-    ledger: &Arc<Ledger>,
-    cancel: &CancelToken,
-) -> Result<Vec<f64>> {
-    let channels = gains.len() / samples.len();
-    let workers = workers.min(pairs.len().div_ceil(AT_ONCE)).max(1);
-    let _lease = ledger.reserve(comparing_bytes(pairs.len(), channels, workers))?;
-    let mut crew: Vec<_> = (0..workers).map(|_| Vec::with_capacity(MOST_DIFFERENCES)).collect();
-    let mut all = vec![0.0; pairs.len() * channels];
-    let tasks = pairs.chunks(AT_ONCE).zip(all.chunks_mut(AT_ONCE * channels)).collect();
-    parallel::run(&mut crew, tasks, |(pairs, all): (&[Pair], &mut [f64]), differences| {
-        for (pair, each) in pairs.iter().zip(all.chunks_mut(channels)) {
-            cancel.check()?;
-            let [i, j] = [pair.i, pair.j].map(|input| input as usize);
-            for (channel, difference) in each.iter_mut().enumerate() {
-                let gain = [i, j].map(|input| gains[input * channels + channel]);
-                gather(&samples[i], &samples[j], pair.n, channel, gain, differences);
-                *difference = clipped_median(differences);
-            }
-        }
-        Ok(())
-    })?;
-    Ok(all)
-}
-
-/// The differences of two inputs in a channel, in an order in which they sort as integers.
-fn gather(a: &Sampled, b: &Sampled, n: u32, channel: usize, gain: [f64; 2], into: &mut Vec<i32>) {
-    into.clear();
-    let every = (n as usize).div_ceil(MOST_DIFFERENCES);
-    let (of_a, of_b) = (a.plane(channel), b.plane(channel));
-    let mut seen = 0;
-    for (at_a, at_b, len) in a.common(b) {
-        for (&a, &b) in of_a[at_a..at_a + len].iter().zip(&of_b[at_b..at_b + len]) {
-            if a.is_nan() | b.is_nan() {
-                continue;
-            }
-            if seen % every == 0 {
-                into.push(key((gain[0] * f64::from(a) - gain[1] * f64::from(b)) as f32));
-            }
-            seen += 1;
-        }
-    }
-}
-
-/// An integer that is ordered as the number is.
-fn key(value: f32) -> i32 {
-    flip(value.to_bits() as i32)
-}
-
-/// The number of a key.
-fn value(key: i32) -> f64 {
-    f64::from(f32::from_bits(flip(key) as u32))
-}
-
-fn flip(bits: i32) -> i32 {
-    bits ^ ((bits >> 31) as u32 >> 1) as i32
-}
-
-/// The median of what is left after outliers were clipped; 0 of nothing.
-fn clipped_median(keys: &mut [i32]) -> f64 {
-    keys.sort_unstable();
-    let mut kept = &*keys;
-    for _ in 0..CLIP_ROUNDS {
-        let middle = median(kept);
-        let reach = CLIP_SIGMA * SIGMA_OF_MAD * median_deviation(kept, middle);
-        let first = kept.partition_point(|&k| value(k) < middle - reach);
-        let past = kept.partition_point(|&k| value(k) <= middle + reach);
-        if (first, past) == (0, kept.len()) {
-            break;
-        }
-        kept = &kept[first..past];
-    }
-    median(kept)
-}
-
-fn median(sorted: &[i32]) -> f64 {
-    let n = sorted.len();
-    if n == 0 { 0.0 } else { 0.5 * (value(sorted[(n - 1) / 2]) + value(sorted[n / 2])) }
-}
-
-/// The median distance of sorted values from their middle: the nearest half of them, found by
-/// walking outwards.
-fn median_deviation(sorted: &[i32], middle: f64) -> f64 {
-    let mut past = sorted.partition_point(|&k| value(k) < middle);
-    let mut first = past;
-    let mut farthest = 0.0;
-    for _ in 0..sorted.len().div_ceil(2) {
-        let below = first.checked_sub(1).map_or(f64::INFINITY, |k| middle - value(sorted[k]));
-        let above = sorted.get(past).map_or(f64::INFINITY, |&k| value(k) - middle);
-        if below <= above {
-            first -= 1;
-            farthest = below;
-        } else {
-            past += 1;
-            farthest = above;
-        }
-    }
-    farthest
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn keys(values: &[f32]) -> Vec<i32> {
-        values.iter().map(|&v| key(v)).collect()
-    }
-
-    #[test]
-    fn keys_keep_the_order_and_the_values() {
-        let values = [f32::NEG_INFINITY, -3.5, -1e-40, -0.0, 0.0, 1e-40, 2.0, f32::INFINITY];
-        let keys = keys(&values);
-        assert!(keys.is_sorted_by(|a, b| a < b));
-        assert!(keys.iter().zip(values).all(|(&k, v)| value(k) == f64::from(v)));
-    }
-
-    #[test]
-    fn outliers_do_not_move_the_median() {
-        let mut values: Vec<f32> = (0..101).map(|k| (k as f32 - 50.0) / 10.0).collect();
-        assert_eq!(clipped_median(&mut keys(&values)), 0.0);
-        values.extend([1e6; 20]);
-        assert_eq!(clipped_median(&mut keys(&values)), 0.0);
-        assert_eq!(clipped_median(&mut keys(&[7.0; 9])), 7.0);
-        assert_eq!(clipped_median(&mut keys(&[1.0, 2.0])), 1.5);
-    }
-
-    #[test]
-    fn the_median_deviation_is_that_of_the_nearest_half() {
-        let sorted = keys(&[-9.0, -2.0, 0.0, 1.0, 30.0]);
-        assert_eq!(median_deviation(&sorted, 0.0), 2.0);
-        assert_eq!(median_deviation(&keys(&[4.0, 4.0, 4.0]), 4.0), 0.0);
-    }
 }

@@ -37,12 +37,26 @@ pub struct Progress {
     pub inputs: AtomicU64,
 }
 
+/// Lattice points in a row that two inputs have in common.
+pub struct Stretch {
+    /// Row of the lattice.
+    pub line: u32,
+    /// Column of the first point.
+    pub column: u32,
+    /// Where each input keeps its samples of them.
+    pub at: [usize; 2],
+    /// Number of points.
+    pub len: usize,
+}
+
 /// The samples of one input.
 pub struct Sampled {
     /// Where on the lattice they lie, in ascending order.
     pub runs: Vec<Run>,
     /// How many are valid.
     pub valid: usize,
+    /// Distance of neighbouring lattice points in its own pixels, at least; infinite without any.
+    pub step_px: f64,
     /// A plane a channel; NaN where invalid, in all channels alike.
     values: LeasedVec<f32>,
     points: usize,
@@ -56,7 +70,8 @@ impl Sampled {
         let lease = ledger.reserve((tally.runs * size_of::<Run>()) as u64)?;
         let values = ledger.zeroed(job.channels * tally.points)?;
         let runs = lattice.runs(grid);
-        Ok(Self { runs, valid: 0, values, points: tally.points, _runs: lease })
+        let (points, step_px) = (tally.points, f64::INFINITY);
+        Ok(Self { runs, valid: 0, step_px, values, points, _runs: lease })
     }
 
     /// Bytes that it leases.
@@ -83,11 +98,8 @@ impl Sampled {
         }
     }
 
-    /// Stretches of the lattice that both have: where the samples of each begin, and how many.
-    pub fn common<'a>(
-        &'a self,
-        other: &'a Self,
-    ) -> impl Iterator<Item = (usize, usize, usize)> + 'a {
+    /// Stretches of the lattice that both have.
+    pub fn common<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = Stretch> + 'a {
         let (mut mine, mut theirs) = (self.runs.iter().peekable(), other.runs.iter().peekable());
         std::iter::from_fn(move || {
             loop {
@@ -102,7 +114,8 @@ impl Sampled {
                 }
                 if start < end {
                     let at = |run: &Run| (run.slot + (start.1 - run.column)) as usize;
-                    return Some((at(a), at(b), (end.1 - start.1) as usize));
+                    let (at, len) = ([at(a), at(b)], (end.1 - start.1) as usize);
+                    return Some(Stretch { line: start.0, column: start.1, at, len });
                 }
             }
         })
@@ -219,7 +232,7 @@ impl Sampler<'_> {
         let input = &self.job.inputs[number];
         let frame = Rect::frame(input.image.width + RADIUS, input.image.height + RADIUS);
         let frame = Clip::new(&input.grid, &frame, RADIUS);
-        self.find_spots(number, &frame, sampled, worker)?;
+        sampled.step_px = self.find_spots(number, &frame, sampled, worker)?;
         let spots = &worker.spots[..];
         let Some(first) = spots.first() else { return Ok(()) };
         let past = spots.iter().map(|spot| spot.rows.end).max().unwrap_or(0);
@@ -262,14 +275,16 @@ impl Sampler<'_> {
         Ok(())
     }
 
-    /// List the spots of an input that touch its frame, by their first source row.
+    /// List the spots of an input that touch its frame, by their first source row. Returns the least
+    /// distance of neighbouring points.
     fn find_spots(
         &self,
         number: usize,
         frame: &Clip,
         sampled: &Sampled,
         worker: &mut Worker,
-    ) -> Result<()> {
+    ) -> Result<f64> {
+        let mut square = f64::INFINITY;
         worker.spots.clear();
         for run in &sampled.runs {
             for skip in (0..run.len).step_by(SPOT_POINTS as usize) {
@@ -280,7 +295,11 @@ impl Sampler<'_> {
                     ..*run
                 };
                 let (mut first, mut past) = (u32::MAX, 0);
+                let mut before = [f64::NAN; 2];
                 self.locate(number, &points, &mut worker.batch.record, |_, [x, y]| {
+                    let [dx, dy] = [x - before[0], y - before[1]];
+                    square = square.min(dx * dx + dy * dy); // never NaN
+                    before = [x, y];
                     if let Some(row) = frame.row([x, y]) {
                         first = first.min(row as u32);
                         past = past.max(row as u32 + 1);
@@ -292,7 +311,7 @@ impl Sampler<'_> {
             }
         }
         worker.spots.sort_unstable_by_key(|spot| (spot.rows.start, spot.points.slot));
-        Ok(())
+        Ok(square.sqrt())
     }
 
     /// Give each point of a short run its place in the input, NaN where it has none.
@@ -539,7 +558,7 @@ mod tests {
             kernel: Kernel::Lanczos3,
             combine: Combine::Running(Running::Mean),
             inputs: inputs.collect(),
-            match_offsets: true,
+            matching: None,
             two_pass: None,
         };
         let lattice = Lattice::of(&job);

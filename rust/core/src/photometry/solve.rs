@@ -1,8 +1,6 @@
-//! From differences of pairs to one offset an input.
+//! From differences of pairs to one value an input.
 
-use std::cmp::Reverse;
-
-use super::pairs::Pair;
+use super::groups::{Groups, Sets};
 use crate::Result;
 use crate::cancel::CancelToken;
 
@@ -12,145 +10,95 @@ const TOLERANCE: f64 = 1e-12;
 /// How often the solution is refined by what is left of the true residual, at most.
 const REFINEMENTS: usize = 3;
 
-/// Bytes that solving takes besides, for so many inputs and pairs.
-pub fn bytes(inputs: usize, pairs: usize, channels: usize) -> u64 {
-    // The offsets, those of one channel, five vectors of the solver; roots and numbers of groups.
-    let each = (channels + 6) * size_of::<f64>() + 6 * size_of::<usize>();
-    // Differences of one channel, the order of the forest and the pairs of the solution. The edges
-    // of the forest are two an input.
-    let one = 2 * size_of::<f64>() + size_of::<Pair>();
-    let each = each + 2 * size_of::<(u32, u32, f64)>();
-    (inputs * each + pairs * one) as u64
+/// By how much one input is above another, and how much that counts.
+#[derive(Clone, Copy, Debug)]
+pub struct Link {
+    /// The first input.
+    pub i: u32,
+    /// The other.
+    pub j: u32,
+    /// How much the difference counts.
+    pub weight: f64,
+    /// The first less the other.
+    pub difference: f64,
 }
 
-/// Inputs that are connected by pairs.
-pub struct Groups {
-    /// By input: its group, numbered in the order in which they appear.
-    pub number: Vec<usize>,
-    /// How many groups there are.
-    pub count: usize,
+/// Bytes that solving takes besides, for so many inputs and links.
+pub fn bytes(inputs: usize, links: usize) -> u64 {
+    // The values, five vectors of the solver; roots and numbers of groups. The edges of the forest
+    // are two an input.
+    let each = 6 * size_of::<f64>() + 6 * size_of::<usize>() + 2 * size_of::<(u32, u32, f64)>();
+    // The links, and their order for the forest.
+    let one = size_of::<Link>() + size_of::<u32>();
+    (inputs * each + links * one) as u64
 }
 
-impl Groups {
-    /// The groups of so many inputs.
-    pub fn of(inputs: usize, pairs: &[Pair]) -> Self {
-        let mut sets = Sets::new(inputs);
-        for pair in pairs {
-            sets.unite(pair.i, pair.j);
-        }
-        let mut of_root = vec![usize::MAX; inputs];
-        let mut count = 0;
-        let number = (0..inputs as u32).map(|input| {
-            let group = &mut of_root[sets.root(input) as usize];
-            if *group == usize::MAX {
-                *group = count;
-                count += 1;
-            }
-            *group
-        });
-        let number = number.collect();
-        Self { number, count }
-    }
-
-    /// Shift values so that the plain mean of each group is zero.
-    fn center(&self, values: &mut [f64]) {
-        let mut sums = vec![(0.0, 0.0); self.count];
-        for (&group, value) in self.number.iter().zip(&*values) {
-            let (sum, n) = &mut sums[group];
-            *sum += value;
-            *n += 1.0;
-        }
-        for (&group, value) in self.number.iter().zip(values) {
-            *value -= sums[group].0 / sums[group].1;
-        }
-    }
-}
-
-/// Disjoint sets of inputs.
-struct Sets(Vec<u32>);
-
-impl Sets {
-    fn new(inputs: usize) -> Self {
-        Self((0..inputs as u32).collect())
-    }
-
-    fn root(&mut self, mut input: u32) -> u32 {
-        while self.0[input as usize] != input {
-            let above = self.0[self.0[input as usize] as usize];
-            self.0[input as usize] = above;
-            input = above;
-        }
-        input
-    }
-
-    /// True if they were apart.
-    fn unite(&mut self, i: u32, j: u32) -> bool {
-        let (i, j) = (self.root(i), self.root(j));
-        self.0[i.max(j) as usize] = i.min(j);
-        i != j
-    }
-}
-
-/// The offsets, one an input, that minimise Σ n · (oᵢ − oⱼ + dᵢⱼ)² over the pairs, where d are their
-/// differences; the mean of each group is zero.
+/// The values, one an input, that minimise Σ w · (xᵢ − xⱼ + dᵢⱼ)² + p · Σ x² over links and inputs,
+/// where d are the differences, w the weights and p the prior; the mean of each group is zero.
 ///
-/// The start follows the heaviest pairs from input to input, which is all that a chain needs; what
-/// loops say against it is settled by conjugate gradients, in a fixed order.
-pub fn offsets(
+/// The start follows the heaviest links from input to input, which is all that a chain needs; what
+/// loops and the prior say against it is settled by conjugate gradients, in a fixed order.
+pub fn solve(
     groups: &Groups,
-    pairs: &[Pair],
-    differences: &[f64],
+    links: &[Link],
+    prior: f64,
     cancel: &CancelToken,
 ) -> Result<Vec<f64>> {
     let inputs = groups.number.len();
-    let mut solver = Solver::new(inputs, pairs);
-    let good = TOLERANCE * solver.residual(differences, &vec![0.0; inputs]);
-    let mut offsets = along_forest(inputs, pairs, differences);
+    let mut solver = Solver::new(inputs, links, prior);
+    let good = TOLERANCE * solver.residual(&vec![0.0; inputs]);
+    let mut values = along_forest(inputs, links);
+    if prior > 0.0 {
+        // Of all levels of a group the prior is for this one, to which the solver comes slowly.
+        groups.center(&mut values);
+    }
     for _ in 0..REFINEMENTS {
-        if solver.residual(differences, &offsets) <= good {
+        if solver.residual(&values) <= good {
             break;
         }
-        solver.refine(&mut offsets, good, cancel)?;
+        solver.refine(&mut values, good, cancel)?;
     }
-    groups.center(&mut offsets);
-    Ok(offsets)
+    groups.center(&mut values);
+    Ok(values)
 }
 
-/// Offsets that agree with the heaviest pairs that connect everything.
-fn along_forest(inputs: usize, pairs: &[Pair], differences: &[f64]) -> Vec<f64> {
-    let mut order: Vec<u32> = (0..pairs.len() as u32).collect();
-    order.sort_unstable_by_key(|&k| (Reverse(pairs[k as usize].n), k));
+/// Values that agree with the heaviest links that connect everything.
+fn along_forest(inputs: usize, links: &[Link]) -> Vec<f64> {
+    let mut order: Vec<u32> = (0..links.len() as u32).collect();
+    let weight = |k: u32| links[k as usize].weight;
+    order.sort_unstable_by(|&k, &l| weight(l).total_cmp(&weight(k)).then(k.cmp(&l)));
     let mut sets = Sets::new(inputs);
-    order.retain(|&k| sets.unite(pairs[k as usize].i, pairs[k as usize].j));
+    order.retain(|&k| sets.unite(links[k as usize].i, links[k as usize].j));
     let mut edges: Vec<(u32, u32, f64)> = Vec::with_capacity(2 * order.len());
     for &k in &order {
-        let Pair { i, j, .. } = pairs[k as usize];
-        edges.extend([(i, j, differences[k as usize]), (j, i, -differences[k as usize])]);
+        let Link { i, j, difference, .. } = links[k as usize];
+        edges.extend([(i, j, difference), (j, i, -difference)]);
     }
     edges.sort_unstable_by_key(|&(from, to, _)| (from, to));
-    let mut offsets = vec![f64::NAN; inputs];
+    let mut values = vec![f64::NAN; inputs];
     let mut pending = Vec::with_capacity(inputs);
     for root in 0..inputs {
-        if offsets[root].is_nan() {
-            offsets[root] = 0.0;
+        if values[root].is_nan() {
+            values[root] = 0.0;
             pending.push(root as u32);
         }
         while let Some(from) = pending.pop() {
             let first = edges.partition_point(|edge| edge.0 < from);
             for &(_, to, difference) in edges[first..].iter().take_while(|edge| edge.0 == from) {
-                if offsets[to as usize].is_nan() {
-                    offsets[to as usize] = offsets[from as usize] + difference;
+                if values[to as usize].is_nan() {
+                    values[to as usize] = values[from as usize] + difference;
                     pending.push(to);
                 }
             }
         }
     }
-    offsets
+    values
 }
 
 /// Conjugate gradients with the diagonal as preconditioner.
 struct Solver<'a> {
-    pairs: &'a [Pair],
+    links: &'a [Link],
+    prior: f64,
     /// Sum of the weights at each input; 1 without any.
     diagonal: Vec<f64>,
     residual: Vec<f64>,
@@ -159,25 +107,28 @@ struct Solver<'a> {
 }
 
 impl<'a> Solver<'a> {
-    fn new(inputs: usize, pairs: &'a [Pair]) -> Self {
-        let mut diagonal = vec![0.0; inputs];
-        for pair in pairs {
-            diagonal[pair.i as usize] += f64::from(pair.n);
-            diagonal[pair.j as usize] += f64::from(pair.n);
+    fn new(inputs: usize, links: &'a [Link], prior: f64) -> Self {
+        let mut diagonal = vec![prior; inputs];
+        for link in links {
+            diagonal[link.i as usize] += link.weight;
+            diagonal[link.j as usize] += link.weight;
         }
         for sum in &mut diagonal {
             *sum = if *sum > 0.0 { *sum } else { 1.0 };
         }
         let zeros = || vec![0.0; inputs];
-        Self { pairs, diagonal, residual: zeros(), direction: zeros(), image: zeros() }
+        let [residual, direction, image] = [zeros(), zeros(), zeros()];
+        Self { links, prior, diagonal, residual, direction, image }
     }
 
     /// Find the residual of the normal equations; returns its size.
-    fn residual(&mut self, differences: &[f64], offsets: &[f64]) -> f64 {
-        self.residual.fill(0.0);
-        for (pair, difference) in self.pairs.iter().zip(differences) {
-            let (i, j) = (pair.i as usize, pair.j as usize);
-            let pull = f64::from(pair.n) * (offsets[i] - offsets[j] + difference);
+    fn residual(&mut self, values: &[f64]) -> f64 {
+        for (residual, value) in self.residual.iter_mut().zip(values) {
+            *residual = -self.prior * value;
+        }
+        for link in self.links {
+            let (i, j) = (link.i as usize, link.j as usize);
+            let pull = link.weight * (values[i] - values[j] + link.difference);
             self.residual[i] -= pull;
             self.residual[j] += pull;
         }
@@ -190,18 +141,20 @@ impl<'a> Solver<'a> {
     }
 
     /// Reduce the residual to `good`, if rounding allows.
-    fn refine(&mut self, offsets: &mut [f64], good: f64, cancel: &CancelToken) -> Result<()> {
+    fn refine(&mut self, values: &mut [f64], good: f64, cancel: &CancelToken) -> Result<()> {
         let mut size = self.size();
         for (p, (r, d)) in self.direction.iter_mut().zip(self.residual.iter().zip(&self.diagonal)) {
             *p = r / d;
         }
         // In exact arithmetic there are no more steps than inputs.
-        for _ in 0..2 * offsets.len() {
+        for _ in 0..2 * values.len() {
             cancel.check()?;
-            self.image.fill(0.0);
-            for pair in self.pairs {
-                let (i, j) = (pair.i as usize, pair.j as usize);
-                let pull = f64::from(pair.n) * (self.direction[i] - self.direction[j]);
+            for (image, direction) in self.image.iter_mut().zip(&self.direction) {
+                *image = self.prior * direction;
+            }
+            for link in self.links {
+                let (i, j) = (link.i as usize, link.j as usize);
+                let pull = link.weight * (self.direction[i] - self.direction[j]);
                 self.image[i] += pull;
                 self.image[j] -= pull;
             }
@@ -210,15 +163,15 @@ impl<'a> Solver<'a> {
                 break;
             }
             let step = size / bend;
-            for k in 0..offsets.len() {
-                offsets[k] += step * self.direction[k];
+            for k in 0..values.len() {
+                values[k] += step * self.direction[k];
                 self.residual[k] -= step * self.image[k];
             }
             let before = std::mem::replace(&mut size, self.size());
             if size.sqrt() <= 0.5 * good {
                 break;
             }
-            for k in 0..offsets.len() {
+            for k in 0..values.len() {
                 self.direction[k] =
                     self.residual[k] / self.diagonal[k] + size / before * self.direction[k];
             }
@@ -231,10 +184,25 @@ impl<'a> Solver<'a> {
 mod tests {
     use super::*;
 
-    fn solve(inputs: usize, pairs: &[(u32, u32, u32)], differences: &[f64]) -> Vec<f64> {
-        let pairs: Vec<_> = pairs.iter().map(|&(i, j, n)| Pair { i, j, n }).collect();
-        let groups = Groups::of(inputs, &pairs);
-        offsets(&groups, &pairs, differences, &CancelToken::default()).unwrap()
+    fn solve_all(inputs: usize, pairs: &[(u32, u32, u32)], differences: &[f64]) -> Vec<f64> {
+        solve_with(0.0, inputs, pairs, differences)
+    }
+
+    fn solve_with(
+        prior: f64,
+        inputs: usize,
+        pairs: &[(u32, u32, u32)],
+        differences: &[f64],
+    ) -> Vec<f64> {
+        let links = pairs.iter().zip(differences).map(|(&(i, j, n), &difference)| Link {
+            i,
+            j,
+            weight: f64::from(n),
+            difference,
+        });
+        let links: Vec<_> = links.collect();
+        let groups = Groups::of(inputs, pairs.iter().map(|&(i, j, _)| (i, j)));
+        solve(&groups, &links, prior, &CancelToken::default()).unwrap()
     }
 
     fn assert_close(got: &[f64], wanted: &[f64]) {
@@ -249,7 +217,7 @@ mod tests {
         // Around the loop the differences add up to 1 + 2 - 1.8 = 1.2. A loop has one
         // contradiction to share: residuals in proportion to 1/n, with the signs of the loop. With
         // n = 10, 20, 20 they are 0.6, 0.3 and, against the loop's sense, -0.3.
-        let got = solve(3, &[(0, 1, 10), (0, 2, 20), (1, 2, 20)], &[1.0, 1.8, 2.0]);
+        let got = solve_all(3, &[(0, 1, 10), (0, 2, 20), (1, 2, 20)], &[1.0, 1.8, 2.0]);
         // o0 - o1 + 1 = 0.6 and o1 - o2 + 2 = 0.3 with o0 + o1 + o2 = 0.
         let o1 = -(-0.4 + 1.7) / 3.0;
         assert_close(&got, &[o1 - 0.4, o1, o1 + 1.7]);
@@ -258,16 +226,18 @@ mod tests {
 
     #[test]
     fn a_chain_is_followed_exactly_and_each_group_has_mean_zero() {
-        let got = solve(6, &[(0, 1, 9), (1, 3, 500), (4, 5, 80)], &[3.0, -5.0, 2.0]);
+        let got = solve_all(6, &[(0, 1, 9), (1, 3, 500), (4, 5, 80)], &[3.0, -5.0, 2.0]);
         // 0 -> +3 -> 1, 1 -> -5 -> 3; input 2 is alone.
         assert_close(&got, &[-1.0 / 3.0, 8.0 / 3.0, 0.0, -7.0 / 3.0, -1.0, 1.0]);
     }
 
     #[test]
-    fn groups_are_numbered_as_they_appear() {
-        let pairs = [Pair { i: 1, j: 4, n: 8 }, Pair { i: 0, j: 3, n: 8 }];
-        let groups = Groups::of(5, &pairs);
-        assert_eq!((groups.number, groups.count), (vec![0, 1, 2, 0, 1], 3));
+    fn a_prior_draws_towards_zero_and_leaves_the_means() {
+        // Two inputs: (w + p/2) x = w d / 2 each way; the other pair weighs so much that the prior
+        // is nothing to it.
+        let got = solve_with(10.0, 5, &[(0, 1, 20), (2, 3, 1_000_000_000)], &[4.0, 6.0]);
+        assert_close(&got[..2], &[-1.6, 1.6]);
+        assert!((got[2] + 3.0).abs() < 1e-7 && (got[3] - 3.0).abs() < 1e-7 && got[4] == 0.0);
     }
 
     #[test]
@@ -281,20 +251,23 @@ mod tests {
                 }
             }
         }
-        let got = solve((side * side) as usize, &pairs, &differences);
-        let mut pull = vec![0.0; got.len()];
-        for (&(i, j, n), d) in pairs.iter().zip(&differences) {
-            let (i, j) = (i as usize, j as usize);
-            let force = f64::from(n) * (got[i] - got[j] + d);
-            pull[i] += force;
-            pull[j] -= force;
+        for prior in [0.0, 3.0] {
+            let got = solve_with(prior, (side * side) as usize, &pairs, &differences);
+            let mut pull: Vec<f64> = got.iter().map(|x| prior * x).collect();
+            for (&(i, j, n), d) in pairs.iter().zip(&differences) {
+                let (i, j) = (i as usize, j as usize);
+                let force = f64::from(n) * (got[i] - got[j] + d);
+                pull[i] += force;
+                pull[j] -= force;
+            }
+            assert!(pull.iter().all(|p| p.abs() < 1e-6));
+            assert!(got.iter().sum::<f64>().abs() < 1e-8);
         }
-        assert!(pull.iter().all(|p| p.abs() < 1e-6));
-        assert!(got.iter().sum::<f64>().abs() < 1e-8);
     }
 
     #[test]
     fn nothing_to_compare_gives_zeros() {
-        assert_close(&solve(3, &[], &[]), &[0.0; 3]);
+        assert_close(&solve_all(3, &[], &[]), &[0.0; 3]);
+        assert_close(&solve_with(1.0, 3, &[], &[]), &[0.0; 3]);
     }
 }
