@@ -129,6 +129,7 @@ METHODS: dict[str, Callable[[Stack], Made]] = {
     "median": by_zmrs("median"),
     "kappa-sigma": by_zmrs("kappa-sigma"),
     "kappa-sigma --kappa 2": by_zmrs("kappa-sigma", 2.0),
+    "kappa-sigma-stream": by_zmrs("kappa-sigma-stream"),
     "winsorized": by_zmrs("winsorized"),
     "winsorized-reference": by_zmrs("winsorized-reference"),
     "winsor-percentile": by_zmrs("winsor-percentile"),

@@ -184,6 +184,12 @@ class Options:
         kind="choice",
         choices=WEIGHERS,
     )
+    border_mask: float = _option(
+        0.0,
+        "Leave out so much of every input at each of its edges, in percent of its height and width",
+        kind="number",
+        metavar="PERCENT",
+    )
     feather: float = _option(
         0.0,
         "Let weights rise from 0 at the edges of an input to 1 so many of its pixels inside",
@@ -255,6 +261,10 @@ class Options:
             )
         if self.weights is not None:
             weight_rule(self.weights, self.weight_type)
+        if not 0 <= self.border_mask < 50:
+            raise UsageError(
+                f"--border-mask: {self.border_mask:g} % leaves nothing; give 0 to below 50."
+            )
         if not 0 <= self.feather < math.inf:
             raise UsageError(f"--feather: {self.feather:g} px is no width; give 0 or more.")
         if self.combine == "kappa-sigma-stream" and min(kappa) < 1:

@@ -15,6 +15,7 @@ from zmrs.errors import BudgetError, DiskFullError, ZmrsError
 from zmrs.events import Stage
 from zmrs.io.storage import Storage
 from zmrs.scan import InputImage, LeftOut
+from zmrs.weights import border_margins
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -46,8 +47,10 @@ class Placed:
         Weights of its pixels, what they mean, and where they stand if in a file.
     alpha_full
         Value of an opaque pixel, where they are opacities.
+    border_px
+        Columns and rows that are left out at each of its edges.
     feather_px
-        Width of the ramp at its edges, in its pixels.
+        Width of the ramp at the edges of what is left, in its pixels.
     zero_is_blank
         Whether pixels of exactly 0 are invalid.
     """
@@ -61,6 +64,7 @@ class Placed:
     map_kind: str = "weight"
     map_storage: Storage | None = None
     alpha_full: float = 1.0
+    border_px: tuple[int, int] = (0, 0)
     feather_px: float = 0.0
     zero_is_blank: bool = False
 
@@ -92,6 +96,7 @@ class Placed:
             weight_map=self.weight_map,
             map_kind=self.map_kind,
             alpha_full=self.alpha_full,
+            border_px=self.border_px,
             feather_px=self.feather_px,
             zero_is_blank=self.zero_is_blank,
             saturation=self.image.meta.saturate,
@@ -159,6 +164,7 @@ def place(
 def _placed(image: inputs.Image, geometry: Geometry, weight: Any, options: Options) -> Placed:
     weights = inputs.weights_of(weight, image, options.weight_type)
     stored = weights.storage
+    rows, columns = border_margins(inputs.shape_of(image), options.border_mask)
     return Placed(
         image,
         geometry,
@@ -169,6 +175,7 @@ def _placed(image: inputs.Image, geometry: Geometry, weight: Any, options: Optio
         map_kind=weights.kind,
         map_storage=stored,
         alpha_full=255.0 if stored is not None and stored.bitpix == 8 else 1.0,
+        border_px=(columns, rows),
         feather_px=options.feather,
         zero_is_blank=options.zero_is_blank == "on",
     )

@@ -183,6 +183,8 @@ def header_of(
     if prepared.inverse_variance is not None:
         unit = "inverse variance of noise that weighs 1"
         software.append(("ZMIVAR", prepared.inverse_variance, unit))
+    if options.border_mask:
+        software.append(("ZMBORDER", options.border_mask, "[%] of inputs left out at each edge"))
     if options.feather:
         software.append(("ZMFEATH", options.feather, "[pix] ramp of weights at edges of inputs"))
     grid = prepared.grid

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "are_counts",
+    "border_margins",
     "exposure_weights",
     "frame_weights",
     "noise_weights",
@@ -158,6 +159,30 @@ def radial_map(
     falling = np.cos(0.5 * np.pi * np.clip(distance / reach, 0.0, 1.0)) ** power
     floor = min(max(floor, 0.0), 0.99)
     return np.maximum(falling, floor) if floor > 1e-6 else falling
+
+
+def border_margins(shape: tuple[int, int], percent: float) -> tuple[int, int]:
+    """Rows and columns at every edge of an image that a border of so many percent takes.
+
+    Each is the rounded part of the height or width, but at least 1 and at most half of it; an image
+    that has no more than 2 rows or columns keeps them, as ZeMosaic 4.5 has it.
+
+    Parameters
+    ----------
+    shape
+        (H, W) in pixels.
+    percent
+        0 is no border.
+
+    Returns
+    -------
+    tuple of int
+        Rows at the lower and at the upper edge, columns at the left and at the right one.
+    """
+    if percent <= 0 or min(shape) <= 2:
+        return 0, 0
+    rows, columns = (min(max(round(n * percent / 100), 1), n // 2) for n in shape)
+    return rows, columns
 
 
 def weighed(

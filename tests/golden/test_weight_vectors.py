@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from zmrs.weights import frame_weights, radial_map
+from zmrs.weights import border_margins, frame_weights, radial_map
 
 COUNTS = [10, 20, 40, 80]
 
@@ -51,3 +51,16 @@ def test_the_radial_map_keeps_its_bounds() -> None:
     assert np.array_equal(radial_map((9, 9), fraction=7), radial_map((9, 9), fraction=1))
     assert np.array_equal(radial_map((9, 9), fraction=0), radial_map((9, 9), fraction=0.1))
     assert radial_map((9, 9), floor=5).min() == 0.99
+
+
+def test_the_border_mask() -> None:
+    rows, columns = border_margins((200, 300), 3.0)
+    assert (2 * rows, 2 * columns) == (12, 18)
+
+
+def test_the_border_mask_keeps_its_bounds() -> None:
+    assert border_margins((200, 300), 0.0) == (0, 0)
+    assert border_margins((200, 300), -1.0) == (0, 0)
+    assert border_margins((200, 300), 0.01) == (1, 1)
+    assert border_margins((200, 301), 80.0) == (100, 150)
+    assert border_margins((2, 300), 3.0) == (0, 0)

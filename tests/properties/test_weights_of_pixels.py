@@ -357,6 +357,60 @@ def test_a_ramp_leaves_no_seam() -> None:
     assert np.isfinite(soft.data).all()
 
 
+# ------------------------------------------------------------------------------------- the border
+
+
+def within(image: Array, rows: int, columns: int) -> Array:
+    """Without its border."""
+    kept = np.full_like(image, np.nan)
+    inside = (..., slice(rows, -rows), slice(columns, -columns))
+    kept[inside] = image[inside]
+    return kept
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_border_is_left_out(channels: int, kernel: str, tmp_path: Path) -> None:
+    tiles = frames(3, channels)
+    want = judged([(within(image, 5, 6), wcs) for image, wcs in tiles], kernel)
+    paths = [write(tmp_path / f"{k}.fits", tile) for k, tile in enumerate(tiles)]
+    assert_equal(made(tiles, kernel, border_mask=8.0), want)
+    result = zmrs.mosaic(
+        paths, tmp_path / "out.fits", wcs=grid(), shape=SHAPE, kernel=kernel, match="none",
+        border_mask=8.0, memory="100MiB",
+    )  # fmt: skip
+    assert_equal(result, want)
+    assert fits.getval(tmp_path / "out.fits", "ZMBORDER") == 8.0
+
+
+def test_the_ramp_begins_where_the_border_ends() -> None:
+    image = frames(1)[0][0]
+    wcs = sky.frame_wcs(FRAME)
+    result = unmatched([(image, wcs)], wcs=wcs, shape=FRAME, border_mask=8.0, feather=20.0)
+    cut = (image[5:-5, 6:-6], sky.shifted_wcs(wcs, (5, 6), (50, 60)))
+    want = unmatched([cut], wcs=wcs, shape=FRAME, feather=20.0)
+    np.testing.assert_allclose(result.coverage, want.coverage, rtol=1e-6)
+    np.testing.assert_array_equal(result.data, want.data)
+    assert (result.coverage > 0).sum() == 50 * 60
+
+
+def test_matching_looks_past_the_border() -> None:
+    """Borders that shine say nothing of the sky."""
+    tiles = [(image / 100 + 200 + 70 * k, wcs) for k, (image, wcs) in enumerate(frames(3))]
+    sound = zmrs.mosaic(tiles, wcs=grid(), shape=SHAPE, border_mask=8.0)
+    for image, _ in tiles:
+        image[np.isnan(within(image, 5, 6))] = 1e5
+    blown = zmrs.mosaic(tiles, wcs=grid(), shape=SHAPE, border_mask=8.0)
+    assert [row.offset for row in blown.inputs] == [row.offset for row in sound.inputs]
+    np.testing.assert_array_equal(blown.data, sound.data)
+
+
+@pytest.mark.parametrize("percent", [-1.0, 50.0, float("nan")])
+def test_borders_that_leave_nothing(percent: float) -> None:
+    with pytest.raises(UsageError, match="% leaves nothing; give 0 to below 50"):
+        made(frames(1), border_mask=percent)
+
+
 # -------------------------------------------------------------------------------------- saturation
 
 

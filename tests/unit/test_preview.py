@@ -11,7 +11,7 @@ from astropy.io import fits
 from PIL import Image
 
 from sky import tiny_sky, write_mosaic
-from zmrs.errors import InputError, OutputError
+from zmrs.errors import InputError, OutputError, UsageError
 from zmrs.report import preview
 from zmrs.report.preview import write_previews
 from zmrs.simulate import FrameSpec, make_frame_wcs, render
@@ -52,7 +52,7 @@ class TestFiles:
             assert opened.mode == ("L" if channels == 1 else "RGB")
         with Image.open(coverage) as opened:
             assert opened.size == (84, 34)
-        picture, _ = write_previews(mosaic, transparent=True)
+        picture, _ = write_previews(mosaic, alpha="footprint")
         with Image.open(picture) as opened:
             assert opened.size == (250, 101)
             assert opened.mode == ("LA" if channels == 1 else "RGBA")
@@ -89,9 +89,26 @@ class TestPicture:
         pixels = _pixels(write_previews(mosaic)[0])
         assert (pixels[:, :20] == preview.DARK).all()
         assert pixels[:, 20:].min() > preview.DARK
-        alpha = _pixels(write_previews(mosaic, transparent=True)[0])[..., -1]
+        alpha = _pixels(write_previews(mosaic, alpha="footprint")[0])[..., -1]
         assert (alpha[:, :20] == 0).all()
         assert (alpha[:, 20:] == 255).all()
+
+    @pytest.mark.parametrize("max_side", [200, 20])
+    def test_as_opaque_as_covered(self, tmp_path, max_side):
+        image = _ramp((40, 60))
+        mosaic = write_mosaic(tmp_path / "m.fits", image)
+        with fits.open(mosaic, mode="update") as hdus:
+            hdus["COVERAGE"].data[:, :20] = 0
+            hdus["COVERAGE"].data[:, 20:40] = 1
+            hdus["COVERAGE"].data[:, 40:] = 4
+        alpha = _pixels(write_previews(mosaic, max_side=max_side, alpha="coverage")[0])[..., -1]
+        thirds = np.split(alpha, 3, axis=1) if max_side > 60 else [alpha[:, k] for k in (3, 9, 17)]
+        assert [np.unique(third).tolist() for third in thirds] == [[0], [63], [255]]
+
+    def test_another_alpha_is_refused(self, tmp_path):
+        mosaic = write_mosaic(tmp_path / "m.fits", _ramp())
+        with pytest.raises(UsageError, match="not one of none, footprint, coverage"):
+            write_previews(mosaic, alpha="half")
 
     def test_single_dead_pixels_leave_no_mark(self, tmp_path):
         image = np.full((40, 40), 7.0, np.float32)

@@ -118,13 +118,19 @@ def doctor(as_json: bool, config_file: Path | None, debug: bool, **flags: Any) -
     metavar="PX",
     help="Longest side of the pictures [default: 2048]",
 )
+@click.option(
+    "--alpha",
+    type=click.Choice(["none", "footprint", "coverage"]),
+    default="none",
+    help="Transparent where nothing was observed, or in proportion to the coverage [default: none]",
+)
 @click.option("--debug", is_flag=True, help="Show tracebacks")
-def preview(mosaic_file: Path, output: Path | None, max_side: int, debug: bool) -> None:
+def preview(mosaic_file: Path, output: Path | None, max_side: int, alpha: str, debug: bool) -> None:
     """Make pictures of a mosaic and of its coverage."""
     from zmrs.report.preview import write_previews  # noqa: PLC0415
 
     del debug
-    for picture in write_previews(mosaic_file, output, max_side=max_side):
+    for picture in write_previews(mosaic_file, output, max_side=max_side, alpha=alpha):
         click.echo(picture)
 
 

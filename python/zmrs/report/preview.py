@@ -11,8 +11,8 @@ point, one stretch is computed on the mean of the channels and scales all three,
 survive in bright parts; what would exceed the brightest tone is scaled down as a whole.
 
 *Uncovered pixels* (NaN) are nearly black, darker than any covered sky, because a picture is then
-legible on every background; with ``transparent=True`` they are transparent.  A block that is
-covered in part is mixed accordingly, so borders are smooth.
+legible on every background; with an alpha channel they are transparent.  A block that is covered in
+part is mixed accordingly, so borders are smooth.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from zmrs.errors import DiskFullError, InputError, OutputError
+from zmrs.errors import DiskFullError, InputError, OutputError, UsageError
+from zmrs.report.alpha import alpha_mask
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -45,6 +46,8 @@ CHUNK_BYTES = 2 << 20
 
 SAMPLED_BLOCK_ROWS = 96
 """Block rows that the black and white points are taken from."""
+
+ALPHAS = ("none", "footprint", "coverage")
 
 DARK = 9
 """Tone of uncovered pixels."""
@@ -69,7 +72,7 @@ def write_previews(
     white_percentile: float = 99.85,
     median_tone: float = 0.16,
     saturation: float = 1.15,
-    transparent: bool = False,
+    alpha: str = "none",
 ) -> tuple[Path, Path]:
     """Write pictures of a mosaic and of its coverage.
 
@@ -90,8 +93,9 @@ def write_previews(
         Brightness of the median pixel in the picture, 0..1.
     saturation
         Factor on the distance of colours from grey; 1 leaves them alone.
-    transparent
-        Give the picture an alpha channel, 0 where nothing was observed.
+    alpha
+        ``none``; ``footprint``: a channel of opacity that is 0 where nothing was observed;
+        ``coverage``: one in proportion to the coverage (`zmrs.report.alpha.alpha_mask`).
 
     Returns
     -------
@@ -106,6 +110,8 @@ def write_previews(
         Without a mosaic.
     InputError
         If the file is not a mosaic as described.
+    UsageError
+        If `alpha` is something else.
     OutputError
         If a picture cannot be written (`DiskFullError` if for lack of space).
 
@@ -115,15 +121,19 @@ def write_previews(
     """
     if max_side < 1:
         raise OutputError(f"max_side is {max_side}: a picture needs at least one pixel")
+    if alpha not in ALPHAS:
+        raise UsageError(f"alpha: '{alpha}' is not one of {', '.join(ALPHAS)}.")
     mosaic = Path(mosaic_path)
     image_path, coverage_path = _picture_paths(mosaic, image_png, coverage_png)
     image, coverage = _find_planes(mosaic)
     recipe = _StretchRecipe(black_percentile, white_percentile, median_tone, saturation)
     side = -(-max(image.shape[1:]) // max_side)
     with mosaic.open("rb") as file:
+        depth = _Blocks(file, mosaic, coverage, side)
+        mask = alpha_mask(coverage=_depth(depth)) if alpha == "coverage" else None
         blocks = _Blocks(file, mosaic, image, side)
-        _save(_sky_picture(blocks, recipe, transparent), image_path)
-        _save(_coverage_picture(_Blocks(file, mosaic, coverage, side)), coverage_path)
+        _save(_sky_picture(blocks, recipe, alpha, mask), image_path)
+        _save(_coverage_picture(depth), coverage_path)
     return image_path, coverage_path
 
 
@@ -382,18 +392,20 @@ def _softness(median: float, tone: float) -> float:
 # ----------------------------------------------------------------------------------- the pictures
 
 
-def _sky_picture(blocks: _Blocks, recipe: _StretchRecipe, alpha: bool) -> Image:
-    """Make the picture of the sky in one sweep over the mosaic."""
+def _sky_picture(blocks: _Blocks, recipe: _StretchRecipe, alpha: str, mask: Bytes | None) -> Image:
+    """Make the picture of the sky in one sweep over the mosaic; `mask` is its alpha channel."""
     stretch = recipe.for_blocks(blocks)
     n_rows, n_columns = blocks.shape
     colours = blocks.plane.shape[0]
-    pixels = np.empty((n_rows, n_columns, colours + alpha), np.uint8)
+    pixels = np.empty((n_rows, n_columns, colours + (alpha != "none")), np.uint8)
     for j0, j1 in blocks.groups():
         mean, share = blocks.average(j0, j1)
         # Half a block is enough, so that single dead pixels do not pepper the picture.
         seen = np.minimum(2.0 * share, 1.0)
         tones = DARK + 1.0 + (254.0 - DARK) * stretch.tones(mean)
-        if alpha:
+        if mask is not None:
+            pixels[j0:j1, :, -1] = mask[j0:j1]
+        elif alpha == "footprint":
             pixels[j0:j1, :, -1] = np.rint(255.0 * seen)
         else:
             tones = DARK + (tones - DARK) * seen
@@ -401,12 +413,18 @@ def _sky_picture(blocks: _Blocks, recipe: _StretchRecipe, alpha: bool) -> Image:
     return _pillow(pixels)
 
 
-def _coverage_picture(blocks: _Blocks) -> Image:
-    """Make the picture of the coverage: index 0 for none, 1..255 up to the greatest."""
+def _depth(blocks: _Blocks) -> Float32s:
+    """Average the coverage over each block; 0 is none."""
     depth = np.empty(blocks.shape, np.float32)
     for j0, j1 in blocks.groups():
         depth[j0:j1] = blocks.average(j0, j1)[0][0]
     np.nan_to_num(depth, copy=False, nan=0.0)
+    return depth
+
+
+def _coverage_picture(blocks: _Blocks) -> Image:
+    """Make the picture of the coverage: index 0 for none, 1..255 up to the greatest."""
+    depth = _depth(blocks)
     greatest = max(float(depth.max()), 1e-30)
     depth *= np.float32(255.0 / greatest)
     np.maximum(depth, 1.0, out=depth, where=depth > 0.0)
