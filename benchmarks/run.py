@@ -2,11 +2,14 @@
 
     python benchmarks/run.py [--work DIR] [--rounds N] [--small]
                              [--skip-reproject] [--skip-scaling] [--skip-stages]
+    python benchmarks/run.py --rejecting [--work DIR] [--rounds N]
     python benchmarks/run.py --giant [woven] [dense] [--work DIR] [--small]
 
 Whole commands are timed from outside, in turn (A B C, A B C, ...), so that a machine whose speed
 drifts is fair to all; medians and the ratios of medians are what to quote.  Peak memory is the
 VmHWM of the process itself.  Sets are simulated once and kept in the work folder.
+
+With --rejecting only the combines that reject samples are compared, and nothing is written.
 
 With --giant nothing is compared: canvases of gigapixels are made with Two-Pass inside 256 MiB, and
 benchmarks/GIANT.md is written.  A promise that is not kept, or a disk without room, makes the exit
@@ -22,7 +25,7 @@ import sys
 from pathlib import Path
 
 from bench import giant, report, sets
-from bench.contestants import everybody, foretold, ways
+from bench.contestants import everybody, foretold, rejecting, ways
 from bench.measuring import FailedError, run_all
 from bench.report import Pair
 from bench.stages import stages
@@ -52,12 +55,22 @@ def compare(options: argparse.Namespace) -> list[str]:
     pairs += [Pair([tiles.words, "offset"], ours[1], ours[3])]
     pairs += [Pair([colour.words, "offset"], *in_colour)]
     lines += report.two_pass(pairs)
+    lines += compare_rejecting(options, times)
     if not options.skip_scaling:
         about += f", and {large.words} onto four times as many"
         lines += report.scaling(
             about, compare_sizes(work, frames, large.make(work), options.rounds)
         )
     return lines
+
+
+def compare_rejecting(options: argparse.Namespace, times: int) -> list[str]:
+    """Combines that reject samples, on frames that all cover the same field."""
+    exposures = sets.THIRTY.smaller(times)
+    frames = exposures.make(options.work)
+    commands = rejecting(options.work, frames, options.rounds)
+    run_all(commands, options.work)
+    return report.rejecting(exposures.words, commands)
 
 
 def compare_sizes(work: Path, small: Path, large: Path, rounds: int) -> list[Pair]:
@@ -105,6 +118,7 @@ def main() -> None:
     parser.add_argument("--skip-scaling", action="store_true", help="it takes 10 GB of disk")
     parser.add_argument("--skip-stages", action="store_true")
     parser.add_argument("--giant", nargs="*", choices=list(GIANTS), help="these instead, or all")
+    parser.add_argument("--rejecting", action="store_true", help="only combines that reject")
     parser.add_argument(
         "--small", action="store_true", help="a trial on small sets, of which nothing is kept"
     )
@@ -116,6 +130,9 @@ def main() -> None:
     if options.giant is not None:
         go_giant(options)
     try:
+        if options.rejecting:
+            print("\n".join(compare_rejecting(options, 1)))
+            return
         lines = compare(options)
     except FailedError as error:
         sys.exit(str(error))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
 import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +54,18 @@ image, weight = reproject_and_coadd(hdus, wcs, shape_out=shape, reproject_functi
                                     combine_function="mean", match_background=False)
 fits.HDUList([fits.PrimaryHDU(image.astype("f4"), wcs.to_header()),
               fits.ImageHDU(weight.astype("f4"))]).writeto(sys.argv[1], overwrite=True)
+"""
+
+CCDPROC = """
+import sys, warnings
+import numpy as np
+from astropy.stats import mad_std
+from ccdproc import combine
+warnings.simplefilter("ignore")
+made = combine(sys.argv[2:], method="average", unit="adu", sigma_clip=True,
+               sigma_clip_low_thresh=3, sigma_clip_high_thresh=3, sigma_clip_func=np.ma.median,
+               sigma_clip_dev_func=mad_std, mem_limit=2e9, dtype="float32")
+made.write(sys.argv[1], overwrite=True)
 """
 
 COPY = """
@@ -134,8 +149,31 @@ def everybody(
     return ways(work, frames, rounds), others
 
 
-def swarp(work: Path, names: list[str], rounds: int) -> list[Command]:
-    """SWarp with two kernels, where it is installed."""
+def rejecting(work: Path, frames: Path, rounds: int) -> list[Command]:
+    """Combines that look at all samples of a pixel, and what others have of the kind."""
+    names = [str(path) for path in sorted(frames.glob("*.fits"))]
+    found = []
+    for combine in ("kappa-sigma", "winsorized", "median", "kappa-sigma-stream"):
+        words = ["--combine", combine, "--match", "none"]
+        found.append(zmrs(f"zmrs {combine}", frames, work / "zmrs.fits", words, rounds))
+    found += swarp(work, names, rounds, ("BILINEAR",), ("CLIPPED", "MEDIAN"))
+    if importlib.util.find_spec("ccdproc") is None:
+        print("ccdproc is not installed and not compared (pip install ccdproc)")
+        return found
+    out = work / "ccdproc.fits"
+    argv = [sys.executable, "-c", CCDPROC, str(out), *names]
+    found.append(Command("ccdproc.combine, frames not aligned", argv, [out], 1))
+    return found
+
+
+def swarp(
+    work: Path,
+    names: list[str],
+    rounds: int,
+    kernels: Sequence[str] = ("BILINEAR", "LANCZOS3"),
+    combines: Sequence[str] = ("AVERAGE",),
+) -> list[Command]:
+    """SWarp with these kernels and combines, where it is installed."""
     program = shutil.which("SWarp")
     if not program:
         print("SWarp is not on the PATH and not compared (Debian package swarp)")
@@ -143,11 +181,13 @@ def swarp(work: Path, names: list[str], rounds: int) -> list[Command]:
     (work / "list.txt").write_text("\n".join(names) + "\n")
     outputs = [work / "swarp.fits", work / "swarp.weight.fits"]
     found = []
-    for kernel in ("BILINEAR", "LANCZOS3"):
+    for kernel, combine in itertools.product(kernels, combines):
         argv = [program, "@list.txt", "-c", "/dev/null", "-RESAMPLING_TYPE", kernel]
-        argv += ["-COMBINE_TYPE", "AVERAGE", "-SUBTRACT_BACK", "N", "-NTHREADS", "2"]
+        argv += ["-COMBINE_TYPE", combine, "-CLIP_SIGMA", "3", "-SUBTRACT_BACK", "N"]
+        argv += ["-NTHREADS", "2"]
         argv += ["-IMAGEOUT_NAME", "swarp.fits", "-WEIGHTOUT_NAME", "swarp.weight.fits"]
         argv += ["-RESAMPLE_DIR", ".", "-WRITE_XML", "N", "-VERBOSE_TYPE", "QUIET"]
         times = max(rounds // 2, 1) if kernel == "BILINEAR" else 1
-        found.append(Command(f"SWarp {kernel.lower()}", argv, outputs, times))
+        name = f"SWarp {kernel.lower()}" + (f" {combine}" if combine != "AVERAGE" else "")
+        found.append(Command(name, argv, outputs, times))
     return found

@@ -15,6 +15,7 @@ from bench.contestants import MEMORY, SIGMA_PX
 from bench.measuring import Command
 from bench.sets import OVERLAP, TURN_DEG
 
+MEAN = "mean; mosaic and weight plane written"
 STEPS = ("gains", "percentile", "matching", "second pass")
 MOST_TIMES = 4.4
 """Of the canvas that is four times as large: a tenth more than in proportion."""
@@ -94,7 +95,7 @@ def field(words: str, grid: dict[str, int]) -> str:
     )
 
 
-def whole_commands(title: str, about: str, commands: list[Command]) -> list[str]:
+def whole_commands(title: str, about: str, commands: list[Command], how: str = MEAN) -> list[str]:
     """Wall time, processor time and peak of each command, and its time over the first one's."""
     base = commands[0].median("wall_s")
     rows = []
@@ -111,12 +112,20 @@ def whole_commands(title: str, about: str, commands: list[Command]) -> list[str]
             ]
         )
     text = (
-        f"{about}; mean; mosaic and weight plane written; files in the page cache; two threads;"
-        f" zmrs with `--memory {MEMORY}`. Medians; `times` is wall time over that of"
-        f" {commands[0].name}."
+        f"{about}; {how}; files in the page cache; two threads; zmrs with `--memory {MEMORY}`."
+        f" Medians; `times` is wall time over that of {commands[0].name}."
     )
     columns = ["command", "runs", "wall s (min to max)", "CPU s", "peak MiB", "times"]
     return ["", f"## {title}", "", text, *table(columns, rows)]
+
+
+def rejecting(about: str, commands: list[Command]) -> list[str]:
+    """Wall time of combines that look at all samples, and that of others over the first one's."""
+    how = (
+        f"turned by up to {TURN_DEG:g} degrees; clipped at three standard deviations (CLIPPED of"
+        " SWarp is a kind of its own); ccdproc stacks the frames as they are and resamples nothing"
+    )
+    return whole_commands("Rejecting", about, commands, how)
 
 
 def two_pass(pairs: list[Pair]) -> list[str]:

@@ -65,7 +65,60 @@ class Tiles:
         return folder
 
 
+@dataclass(frozen=True)
+class Exposures:
+    """Frames of one field as a small telescope takes them: float32, a few pixels apart, turned by
+    up to 3 degrees, with satellites, hot pixels and cosmic rays.
+
+    Attributes
+    ----------
+    number
+        Of frames.
+    shape
+        (H, W) of each.
+    """
+
+    number: int
+    shape: tuple[int, int]
+
+    @property
+    def words(self) -> str:
+        """In words."""
+        return f"{self.number} frames of {self.shape[1]} x {self.shape[0]} float32 of one field"
+
+    def smaller(self, times: int) -> Exposures:
+        """The same in coarser pixels."""
+        return Exposures(self.number, (self.shape[0] // times, self.shape[1] // times))
+
+    def make(self, work: Path) -> Path:
+        """The folder of the frames, which are simulated once and kept."""
+        folder = work / f"{self.number}_exposures_{self.shape[1]}x{self.shape[0]}"
+        done = folder / "complete"
+        if not done.exists():
+            import numpy as np
+
+            from zmrs import simulate
+
+            shutil.rmtree(folder, ignore_errors=True)
+            rng = np.random.default_rng(7)
+            sky = simulate.Sky.random(4, center_deg=CENTER, radius_deg=0.8, n_stars=3000)
+            light = simulate.Contaminants(satellites=0.3, hot=1e-4, cosmic_rays=50.0)
+            specs = []
+            for turn in rng.uniform(-TURN_DEG, TURN_DEG, self.number):
+                wcs = simulate.make_frame_wcs(CENTER, 2.0, turn, self.shape)
+                wcs.wcs.crpix += rng.uniform(-20.0, 20.0, 2)
+                specs.append(
+                    simulate.FrameSpec(
+                        wcs, self.shape, noise_sigma=10.0, sky_level=1000.0, contaminants=light
+                    )
+                )
+            simulate.write_frames(folder, sky, specs, seed=2, truth=False)
+            done.touch()
+        return folder
+
+
 TILES = Tiles(6, 2048)
 COLOUR = Tiles(4, 1024, channels=3)
 LARGE = Tiles(6, 4096, scale_arcsec=0.5)
 """The field of `TILES` on four times the canvas."""
+THIRTY = Exposures(30, (2822, 4144))
