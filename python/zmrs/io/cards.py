@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from zmrs.scan import Meta
 
-__all__ = ["InputRow", "extension_header", "inputs_table", "primary_header"]
+__all__ = ["InputRow", "extension_header", "inputs_table", "primary_header", "squared_unit"]
 
 
 _AEON_S = 1e12
@@ -96,13 +96,23 @@ def extension_header(
     wcs_cards: Sequence[tuple[str, Any, str]],
     *,
     bitpix: int = -32,
+    unit: str = "",
 ) -> Header:
     """Header of an image extension on the grid of the mosaic."""
     header = _image_header("XTENSION", channels, shape, bitpix)
     header["EXTNAME"] = (name, comment)
+    if unit:
+        header["BUNIT"] = (unit, "")
     for keyword, value, text in wcs_cards:
         header[keyword] = (value, text)
     return header
+
+
+def squared_unit(unit: str) -> str:
+    """The square of a unit as FITS writes it; nothing of nothing."""
+    if not unit:
+        return ""
+    return f"{unit}**2" if unit.isalpha() else f"({unit})**2"
 
 
 def _image_header(first: str, channels: int, shape: tuple[int, int], bitpix: int = -32) -> Header:

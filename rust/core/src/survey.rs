@@ -221,14 +221,19 @@ impl Look<'_> {
         let image = &*self.input.image;
         let mut noise = [vec![Vec::new(); image.channels], vec![Vec::new(); image.channels]];
         let mut gathered = Gathered::new(image.channels);
-        self.rows(image, chosen_rows(image.height, wanted.rows()), eye, |planes, in_zeros, space| {
-            let zeros = gathered.zeros;
-            gathered.add(planes, in_zeros);
-            if wanted.noise {
-                measure_noise(planes, gathered.zeros > zeros, space, &mut noise);
-            }
-            true
-        })?;
+        self.rows(
+            image,
+            chosen_rows(image.height, wanted.rows()),
+            eye,
+            |planes, in_zeros, space| {
+                let zeros = gathered.zeros;
+                gathered.add(planes, in_zeros);
+                if wanted.noise {
+                    measure_noise(planes, gathered.zeros > zeros, space, &mut noise);
+                }
+                true
+            },
+        )?;
         let mut is_constant = gathered.is_constant();
         if is_constant {
             // One other value in any row is enough to know better.

@@ -192,6 +192,7 @@ mod tests {
             weight: 1.0,
             gain: vec![1.0; channels],
             offset: vec![0.0; channels],
+            noise: vec![1.0; channels],
         };
         let kernel = Kernel::Bilinear;
         let inputs = vec![input; inputs];
@@ -204,6 +205,7 @@ mod tests {
             inputs,
             match_offsets: true,
             two_pass: None,
+            variance: false,
         }
     }
 

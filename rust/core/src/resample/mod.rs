@@ -11,6 +11,7 @@ mod nearest;
 mod separable;
 
 pub use separable::TapTable;
+pub(crate) use separable::first_tap;
 
 /// Taps up to this size do not decide whether a sample is valid.
 pub const LEAST_TAP: f32 = 1e-6;

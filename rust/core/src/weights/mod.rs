@@ -11,6 +11,7 @@ mod saturation;
 
 pub use feather::feather;
 pub use map::MapKind;
+pub(crate) use saturation::is_hidden;
 pub use saturation::{Patches, Saturation};
 
 /// How the pixels of an input are weighed, beside its weight as a whole.

@@ -50,8 +50,9 @@ impl TapTable {
         table
     }
 
+    /// The taps of a run at these fractions, one row a tap.
     #[inline(always)]
-    fn taps<const N: usize>(&self, fractions: &[f32; RUN], taps: &mut [[f32; RUN]; N]) {
+    pub(crate) fn taps<const N: usize>(&self, fractions: &[f32; RUN], taps: &mut [[f32; RUN]; N]) {
         for (k, row) in taps.iter_mut().enumerate() {
             let (c, at_centre) = (&self.coefficients[k], self.at_centre[k]);
             for (tap, fraction) in row.iter_mut().zip(fractions) {
@@ -152,7 +153,7 @@ fn sum_of<const N: usize>(taps: &[[f32; RUN]; N], i: usize) -> f32 {
 
 /// Index of the first pixel under the taps of a position.
 #[inline(always)]
-fn first_tap<const N: usize>(plane: Plane, run: &Run, i: usize) -> usize {
+pub(crate) fn first_tap<const N: usize>(plane: Plane, run: &Run, i: usize) -> usize {
     run.index[i] as usize - (N / 2 - 1) * (plane.stride + 1)
 }
 
