@@ -109,10 +109,16 @@ def extension_header(
 
 
 def squared_unit(unit: str) -> str:
-    """The square of a unit as FITS writes it; nothing of nothing."""
-    if not unit:
-        return ""
-    return f"{unit}**2" if unit.isalpha() else f"({unit})**2"
+    """The square of a unit as FITS writes it, nothing of nothing; of what is none, in brackets."""
+    from astropy.units import Unit  # noqa: PLC0415  (imported long before, with astropy.wcs)
+
+    if not unit or unit.isalpha():
+        return unit and f"{unit}**2"
+    try:
+        squared: str = (Unit(unit, format="fits") ** 2).to_string("fits")
+    except ValueError:
+        return f"({unit})**2"
+    return squared
 
 
 def _image_header(first: str, channels: int, shape: tuple[int, int], bitpix: int = -32) -> Header:
