@@ -79,7 +79,8 @@ def of_median(weights: Array, variances: Array) -> float:
             return float(variances.sum() / 4)
         return float(variances[np.argmax(weights)])
     slope = (weights / np.sqrt(variances)).sum()
-    return float(few(len(weights)) * (weights**2).sum() / slope**2)
+    factor = few(len(weights)) if (weights == weights[0]).all() else np.pi / 2
+    return float(factor * (weights**2).sum() / slope**2)
 
 
 def chosen(values: Array, how: str) -> int:

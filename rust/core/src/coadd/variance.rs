@@ -126,13 +126,14 @@ pub fn of_lanes<'a>(
 /// The variance of a weighted median of samples of these weights and variances; NaN of none.
 ///
 /// The median m solves Σ w sign(x − m) = 0, of variance Σ w² and, for normal noise, of slope
-/// √(2/π) Σ w/σ, which makes (π/2) Σ w² / (Σ w/σ)² when there are many samples. Medians of few are
-/// less noisy than that (see [`few`]). Of one sample the variance is its own; of two, that of their
-/// mean, or with unlike weights that of the heavier one.
+/// √(2/π) Σ w/σ, which makes (π/2) Σ w² / (Σ w/σ)² when there are many samples. Medians of few that
+/// weigh alike are less noisy than that (see [`few`]). Of one sample the variance is its own; of two,
+/// that of their mean, or with unlike weights that of the heavier one.
 fn of_median(samples: impl Iterator<Item = (f64, f64)>) -> f64 {
-    let (mut n, mut squares, mut slope) = (0, 0.0, 0.0);
+    let (mut n, mut squares, mut slope, mut are_alike) = (0, 0.0, 0.0, true);
     let mut two = [(0.0, 0.0); 2];
     for (weight, variance) in samples {
+        are_alike &= n == 0 || weight == two[1].0;
         two = [two[1], (weight, variance)];
         squares += weight * weight;
         slope += weight / variance.sqrt();
@@ -142,15 +143,11 @@ fn of_median(samples: impl Iterator<Item = (f64, f64)>) -> f64 {
     match n {
         0 => f64::NAN,
         1 => of_b,
-        2 if a == b => 0.25 * (of_a + of_b),
-        2 => {
-            if a > b {
-                of_a
-            } else {
-                of_b
-            }
-        }
-        _ => FRAC_PI_2 * few(n) * squares / (slope * slope),
+        2 if are_alike => 0.25 * (of_a + of_b),
+        2 if a > b => of_a,
+        2 => of_b,
+        _ if are_alike => FRAC_PI_2 * few(n) * squares / (slope * slope),
+        _ => FRAC_PI_2 * squares / (slope * slope),
     }
 }
 
@@ -196,5 +193,9 @@ mod tests {
         samples.extend([(1.0, 1e6); 10]);
         let got = median(&samples);
         assert!((got * 1000.0 / FRAC_PI_2 - 1.0).abs() < 0.02, "{got}");
+        let unlike: Vec<_> = (1..=9).map(|k| (1.0 / f64::from(k), f64::from(k))).collect();
+        let sum = |of: &dyn Fn(f64) -> f64| (1..=9).map(|k| of(f64::from(k))).sum::<f64>();
+        let want = FRAC_PI_2 * sum(&|k| 1.0 / (k * k)) / sum(&|k| k.powf(-1.5)).powi(2);
+        assert!((median(&unlike) / want - 1.0).abs() < 1e-12);
     }
 }
