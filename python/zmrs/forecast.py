@@ -30,11 +30,11 @@ _S_PER_COMBINED_SAMPLE = {
     "winsor-percentile": 7e-9,
 }
 _S_PER_VARIANCE = {
-    "nearest": 2e-9,
-    "bilinear": 2e-9,
-    "bicubic": 10e-9,
-    "lanczos2": 10e-9,
-    "lanczos3": 20e-9,
+    "nearest": 3e-9,
+    "bilinear": 3e-9,
+    "bicubic": 8e-9,
+    "lanczos2": 8e-9,
+    "lanczos3": 12e-9,
 }
 _S_PER_READ_BYTE = 0.6e-9
 _S_PER_WRITTEN_BYTE = 1.5e-9

@@ -409,7 +409,13 @@ def test_the_plan_foretells(tmp_path: Path) -> None:
     assert twice[1].scratch_bytes - twice[0].scratch_bytes == plane
     assert with_it.layout.terms["output rows"] > without.layout.terms["output rows"]
     assert with_it.layout.terms["workers"] > without.layout.terms["workers"]
-    assert with_it.forecast_s > 0
+
+    def array_bytes(**more: Any) -> int:
+        options = Options(match="none", **more)
+        prepared = pipeline.prepare(paths, options, grid=(grid(), SHAPE), in_memory=True)
+        return prepared.layout.terms["result arrays"]
+
+    assert array_bytes(variance=True) - array_bytes() == plane
 
 
 def test_nothing_is_said_of_noise_that_maps_tell(caplog: pytest.LogCaptureFixture) -> None:

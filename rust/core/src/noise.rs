@@ -79,31 +79,49 @@ fn separable<const N: usize>(
     run: &Run,
     out: &mut [f32; RUN],
 ) {
-    let Taps { across, down } = Taps::<N>::of(table, run);
-    let square = |taps: &[[f32; RUN]; N], k: usize| -> (f32, f32) {
-        taps.iter().fold((0.0, 0.0), |(sum, total), tap| (sum + tap[k] * tap[k], total + tap[k]))
-    };
-    for k in 0..run.len {
-        let ((squares_x, total_x), (squares_y, total_y)) = (square(&across, k), square(&down, k));
-        let squares = match weights {
-            None => squares_x * squares_y,
-            Some(plane) => {
+    let Taps { mut across, mut down } = Taps::<N>::of(table, run);
+    let (total_x, total_y) = (sum_of(&across), sum_of(&down));
+    for tap in across.iter_mut().chain(&mut down) {
+        for tap in tap {
+            *tap *= *tap;
+        }
+    }
+    match weights {
+        None => {
+            let (squares_x, squares_y) = (sum_of(&across), sum_of(&down));
+            for k in 0..RUN {
+                out[k] = squares_x[k] * squares_y[k];
+            }
+        }
+        Some(plane) => {
+            for (k, out) in out.iter_mut().enumerate().take(run.len) {
                 let first = first_tap::<N>(plane, run, k);
-                let mut sum = 0.0;
+                let mut columns = [0.0; N];
                 for (row, down) in down.iter().enumerate() {
                     let line = &plane.pixels[first + row * plane.stride..][..N];
-                    let mut part = 0.0;
-                    for (across, weight) in across.iter().zip(line) {
-                        part += across[k] * across[k] / weight;
+                    for (column, weight) in columns.iter_mut().zip(line) {
+                        *column += down[k] / weight;
                     }
-                    sum += down[k] * down[k] * part;
                 }
-                sum
+                *out = across.iter().zip(columns).fold(0.0, |sum, (a, column)| sum + a[k] * column);
             }
-        };
-        let total = total_x * total_y;
-        out[k] = squares / (total * total);
+        }
     }
+    for k in 0..RUN {
+        let total = total_x[k] * total_y[k];
+        out[k] /= total * total;
+    }
+}
+
+#[inline(always)]
+fn sum_of<const N: usize>(taps: &[[f32; RUN]; N]) -> [f32; RUN] {
+    let mut sums = [0.0; RUN];
+    for tap in taps {
+        for (sum, tap) in sums.iter_mut().zip(tap) {
+            *sum += tap;
+        }
+    }
+    sums
 }
 
 /// The taps of a run.

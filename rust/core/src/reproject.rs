@@ -125,8 +125,9 @@ fn add_run(
     space: &mut Workspace,
 ) -> u32 {
     let Workspace { run, values, shares, patches, gives_way } = space;
+    let mut has_gaps = false;
     for (channel, values) in values.iter_mut().enumerate() {
-        sample(job.kernel, table, loaded.plane(channel), run, values);
+        has_gaps |= sample(job.kernel, table, loaded.plane(channel), run, values);
     }
     let mut weights = [input.weight; RUN];
     if input.weight_map.is_some() {
@@ -158,7 +159,7 @@ fn add_run(
         tile.make_way(at, values, weights);
     }
     if job.variance {
-        find_shares(job, table, input, loaded, run, (values, weights), shares);
+        find_shares(job, table, input, loaded, run, (values, weights, has_gaps), shares);
     }
     tile.add(input, at, values, weights, shares)
 }
@@ -171,7 +172,7 @@ fn find_shares(
     input: &Input,
     loaded: &Loaded,
     run: &Run,
-    (values, weights): (&[[f32; RUN]], &[f64]),
+    (values, weights, has_gaps): (&[[f32; RUN]], &[f64], bool),
     shares: &mut Vec<[f32; RUN]>,
 ) {
     let has_variances = input.weight_map.is_some() && input.weighting.map.says_variance();
@@ -181,9 +182,11 @@ fn find_shares(
     shares.resize(job.channels, [0.0; RUN]);
     for (channel, shares) in shares.iter_mut().enumerate() {
         *shares = of_all;
-        let planes = (loaded.plane(channel), map);
-        let samples = (&values[channel], weights);
-        noise::correct_shares(job.kernel, table, planes, run, samples, shares);
+        if has_gaps {
+            let planes = (loaded.plane(channel), map);
+            let samples = (&values[channel], weights);
+            noise::correct_shares(job.kernel, table, planes, run, samples, shares);
+        }
     }
 }
 

@@ -98,17 +98,10 @@ pub struct Sampled<'a> {
 
 /// The variance of the values of sixteen pixels that an estimator has found; `samples` are those of
 /// all inputs, in job order.
-pub fn of_lanes<'a>(
-    verdict: &Verdict,
-    samples: impl Iterator<Item = Sampled<'a>> + Clone,
-) -> Lanes {
+#[inline(always)]
+pub fn of_lanes<'a>(verdict: &Verdict, samples: impl Iterator<Item = Sampled<'a>>) -> Lanes {
     if let Verdict::Values(_) = verdict {
-        return std::array::from_fn(|lane| {
-            let valid = samples.clone().filter(|one| !one.values[lane].is_nan());
-            of_median(
-                valid.map(|one| (one.weights[lane], one.variance * f64::from(one.shares[lane]))),
-            ) as f32
-        });
+        return of_medians(samples);
     }
     let (mut sum, mut total) = ([0.0; LANES], [0.0; LANES]);
     for one in samples {
@@ -123,39 +116,79 @@ pub fn of_lanes<'a>(
     std::array::from_fn(|lane| (sum[lane] / (total[lane] * total[lane])) as f32)
 }
 
-/// The variance of a weighted median of samples of these weights and variances; NaN of none.
+/// The variances of the weighted medians of sixteen pixels; NaN of no samples.
 ///
 /// The median m solves Σ w sign(x − m) = 0, of variance Σ w² and, for normal noise, of slope
 /// √(2/π) Σ w/σ, which makes (π/2) Σ w² / (Σ w/σ)² when there are many samples. Medians of few that
 /// weigh alike are less noisy than that (see [`few`]). Of one sample the variance is its own; of two,
 /// that of their mean, or with unlike weights that of the heavier one.
-fn of_median(samples: impl Iterator<Item = (f64, f64)>) -> f64 {
-    let (mut n, mut squares, mut slope, mut are_alike) = (0, 0.0, 0.0, true);
-    let mut two = [(0.0, 0.0); 2];
-    for (weight, variance) in samples {
-        are_alike &= n == 0 || weight == two[1].0;
-        two = [two[1], (weight, variance)];
-        squares += weight * weight;
-        slope += weight / variance.sqrt();
-        n += 1;
+#[inline(always)]
+fn of_medians<'a>(samples: impl Iterator<Item = Sampled<'a>>) -> Lanes {
+    let mut medians = Medians::default();
+    for one in samples {
+        for lane in 0..LANES {
+            let variance = one.variance * f64::from(one.shares[lane]);
+            medians.add(lane, !one.values[lane].is_nan(), one.weights[lane], variance);
+        }
     }
-    let [(a, of_a), (b, of_b)] = two;
-    match n {
-        0 => f64::NAN,
-        1 => of_b,
-        2 if are_alike => 0.25 * (of_a + of_b),
-        2 if a > b => of_a,
-        2 => of_b,
-        _ if are_alike => FRAC_PI_2 * few(n) * squares / (slope * slope),
-        _ => FRAC_PI_2 * squares / (slope * slope),
+    std::array::from_fn(|lane| medians.variance(lane) as f32)
+}
+
+/// What the variances of medians follow from, by lane.
+#[derive(Default)]
+struct Medians {
+    n: [f64; LANES],
+    /// Sum of squared weights.
+    squares: [f64; LANES],
+    /// Sum of weights over standard deviations.
+    slope: [f64; LANES],
+    /// Sum of variances.
+    total: [f64; LANES],
+    lightest: [f64; LANES],
+    heaviest: [f64; LANES],
+    /// Variance of the heaviest sample.
+    of_heaviest: [f64; LANES],
+}
+
+impl Medians {
+    /// Add a sample of a lane, if it is valid.
+    #[inline(always)]
+    fn add(&mut self, lane: usize, is_valid: bool, weight: f64, variance: f64) {
+        let is_first = self.n[lane] == 0.0;
+        let is_heaviest = is_valid & (is_first | (weight > self.heaviest[lane]));
+        let is_lightest = is_valid & (is_first | (weight < self.lightest[lane]));
+        self.n[lane] += if is_valid { 1.0 } else { 0.0 };
+        self.squares[lane] += if is_valid { weight * weight } else { 0.0 };
+        self.slope[lane] += if is_valid { weight / variance.sqrt() } else { 0.0 };
+        self.total[lane] += if is_valid { variance } else { 0.0 };
+        self.lightest[lane] = if is_lightest { weight } else { self.lightest[lane] };
+        self.heaviest[lane] = if is_heaviest { weight } else { self.heaviest[lane] };
+        self.of_heaviest[lane] = if is_heaviest { variance } else { self.of_heaviest[lane] };
+    }
+
+    #[inline(always)]
+    fn variance(&self, lane: usize) -> f64 {
+        let n = self.n[lane];
+        let are_alike = self.lightest[lane] == self.heaviest[lane];
+        let of_many = FRAC_PI_2 * self.squares[lane] / (self.slope[lane] * self.slope[lane]);
+        if n == 0.0 {
+            f64::NAN
+        } else if n <= 2.0 && are_alike {
+            self.total[lane] / (n * n)
+        } else if n == 2.0 {
+            self.of_heaviest[lane]
+        } else if are_alike {
+            of_many * few(n)
+        } else {
+            of_many
+        }
     }
 }
 
 /// The variance of the median of `n` equal normal variates over π/(2n): n / (n + c), where c is the
 /// simplest function that is exact for one and two of them and has the right limits; it is good to
 /// 1 % between (see the test, whose numbers are integrals over order statistics).
-fn few(n: u32) -> f64 {
-    let n = f64::from(n);
+fn few(n: f64) -> f64 {
     let c = if n % 2.0 == 1.0 {
         2.0 - FRAC_PI_2 + (PI - 3.0) / n
     } else {
@@ -169,7 +202,12 @@ mod tests {
     use super::*;
 
     fn median(samples: &[(f64, f64)]) -> f64 {
-        of_median(samples.iter().copied())
+        let mut medians = Medians::default();
+        medians.add(5, false, f64::NAN, f64::NAN);
+        for (weight, variance) in samples {
+            medians.add(5, true, *weight, *variance);
+        }
+        medians.variance(5)
     }
 
     #[test]
@@ -179,7 +217,10 @@ mod tests {
         assert_eq!(median(&[(5.0, 3.0), (5.0, 1.0)]), 1.0);
         assert_eq!(median(&[(5.0, 3.0), (4.0, 1.0)]), 3.0);
         assert_eq!(median(&[(4.0, 3.0), (5.0, 1.0)]), 1.0);
-        assert_eq!([1, 2].map(|n| FRAC_PI_2 * few(n)).map(|v| (v * 1e12).round()), [1e12, 1e12]);
+        assert_eq!(
+            [1.0, 2.0].map(|n| FRAC_PI_2 * few(n)).map(|v| (v * 1e12).round()),
+            [1e12, 1e12]
+        );
         // n times the variance of the median of n standard normal variates.
         for (n, want) in [(3, 1.3460), (4, 1.1928), (5, 1.4342), (6, 1.2885), (10, 1.3833)] {
             let got = median(&vec![(0.7, 1.0); n]) * n as f64;

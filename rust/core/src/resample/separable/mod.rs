@@ -117,9 +117,14 @@ pub struct Taps<const N: usize> {
     totals: [f32; RUN],
 }
 
-/// Values of `N` × `N` pixels around each position, weighted.
+/// Values of `N` × `N` pixels around each position, weighted. Whether some of these are invalid.
 #[inline(always)]
-pub fn sample<const N: usize>(table: &TapTable, plane: Plane, run: &Run, out: &mut [f32; RUN]) {
+pub fn sample<const N: usize>(
+    table: &TapTable,
+    plane: Plane,
+    run: &Run,
+    out: &mut [f32; RUN],
+) -> bool {
     let mut taps = Taps { across: [[0.0; RUN]; N], down: [[0.0; RUN]; N], totals: [0.0; RUN] };
     table.taps(&run.fx, &mut taps.across);
     table.taps(&run.fy, &mut taps.down);
@@ -136,7 +141,8 @@ pub fn sample<const N: usize>(table: &TapTable, plane: Plane, run: &Run, out: &m
     #[cfg(not(target_arch = "x86_64"))]
     native::weigh(plane, run, &taps, out);
 
-    if out.iter().any(|value| value.is_nan()) {
+    let has_nan = out.iter().any(|value| value.is_nan());
+    if has_nan {
         for i in 0..run.len {
             if out[i].is_nan() && !run.fx[i].is_nan() {
                 let pairs = std::array::from_fn(|k| (taps.across[k][i], taps.down[k][i]));
@@ -144,6 +150,7 @@ pub fn sample<const N: usize>(table: &TapTable, plane: Plane, run: &Run, out: &m
             }
         }
     }
+    has_nan
 }
 
 #[inline(always)]
