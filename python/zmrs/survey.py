@@ -98,9 +98,7 @@ def survey(
     ]
     _tell_of_zeros(placed, findings, alive)
     numbers = [number for number in range(len(placed)) if number not in dead]
-    noises = [
-        _noise(one, findings.get(number)) for number, one in zip(numbers, alive, strict=True)
-    ]
+    noises = [_noise(one, findings.get(number)) for number, one in zip(numbers, alive, strict=True)]
     noise = noises if options.weight_by == "ivar" else None
     warn_of_unknown(alive, options.weight_by if noise else "none", noise)
     if options.variance:

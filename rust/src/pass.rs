@@ -172,7 +172,7 @@ pub fn run_pass_into_files(
         return run(py, job, layout, &sink, marks, scratch, progress);
     };
     let variance = over_variance.map(|planes| &*planes.0);
-    if variance.map_or(0, |planes| planes.count()) != job.0.variance_planes() {
+    if variance.map_or(0, CorePlanes::count) != job.0.variance_planes() {
         return Err(PyValueError::new_err("the variance of each channel is needed"));
     }
     let variance = variance.map(|planes| planes as &dyn CorePlanes);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from functools import cache
@@ -18,6 +19,7 @@ import oracle
 import sky
 import variance_oracle
 import zmrs
+from child import clean_env, run
 from sky import unmatched
 from zmrs import pipeline
 from zmrs.config import COMBINES, KERNELS, Options, resolve
@@ -142,9 +144,10 @@ def test_every_combine_of_equal_weights(how: str) -> None:
 @pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("how", ["mean", "max", "median", "kappa-sigma", "kappa-sigma-stream"])
 def test_colour(how: str, together: bool) -> None:
-    tiles = frames(channels=3)
-    for k, (image, _) in enumerate(tiles):
-        image *= np.array([1, 2, 3 + k], np.float32)[:, None, None]
+    tiles = [
+        (image * np.array([1, 2, 3 + k], np.float32)[:, None, None], wcs)
+        for k, (image, wcs) in enumerate(frames(channels=3))
+    ]
     noise = [measured(image) for image, _ in tiles]
     result = made(tiles, "bicubic", combine=how, kappa=(1.2, 1.2), reject_together=together)
     want = judged(
@@ -245,7 +248,7 @@ def test_gains_of_the_second_pass(how: str, into_file: bool, tmp_path: Path) -> 
 def test_pixels_of_the_first_pass_keep_their_variance(into_file: bool, tmp_path: Path) -> None:
     """Where the second pass is much darker, image and variance are the first one's."""
     tiles = [(image + 500, wcs) for image, wcs in frames()]
-    image, wcs = tiles[0]
+    image = tiles[0][0]
     # To the luminance of the first pass a small part of its percentile is added, beside which
     # this is nothing: a ratio below 0.4.
     image[10:20, 15:29] *= 1e-4
@@ -416,6 +419,30 @@ def test_the_plan_foretells(tmp_path: Path) -> None:
         return prepared.layout.terms["result arrays"]
 
     assert array_bytes(variance=True) - array_bytes() == plane
+
+
+def test_the_command(tmp_path: Path) -> None:
+    for k, (image, wcs) in enumerate(frames(2)):
+        fits.PrimaryHDU(image, wcs.to_header()).writeto(tmp_path / f"{k}.fits")
+    out = tmp_path / "m" / "out.fits"
+    out.parent.mkdir()
+    words = (tmp_path / "0.fits", tmp_path / "1.fits", "--variance", "--two-pass")
+    planned = run("plan", *words, "--json")
+    assert planned.status == 0, planned.err
+    done = run("mosaic", *words, "-o", out)
+    assert done.status == 0, done.err
+    foretold = json.loads(planned.out)
+    with fits.open(out) as hdus:
+        planes = [hdus[name].data for name in ("PRIMARY", "COVERAGE", "VAR")]
+        assert foretold["write_bytes"] == sum(plane.nbytes for plane in planes)
+        np.testing.assert_array_equal(np.isnan(planes[0]), np.isnan(planes[2]))
+        assert foretold["scratch_bytes"] >= planes[0].nbytes + planes[2].nbytes
+    assert {path.name for path in out.parent.iterdir()} == {"out.fits"}
+    refused = run("mosaic", *words[:2], "-o", out, env=clean_env(ZMRS_VARIANCE="some"))
+    assert (refused.status, "ZMRS_VARIANCE: 'some' is not true or false" in refused.err) == (
+        2,
+        True,
+    )
 
 
 def test_nothing_is_said_of_noise_that_maps_tell(caplog: pytest.LogCaptureFixture) -> None:

@@ -238,20 +238,15 @@ fn estimate_all_here(stack: &mut Stack) {
     let weights_differ =
         !weights.is_empty() || slots.iter().any(|slot| slot.weight != slots[0].weight);
     for first in (0..stride).step_by(LANES) {
-        let lanes = |channel: usize, slot: usize| -> &Lanes {
-            let at = (channel * stack.depth + slot) * stride + first;
-            values[at..].first_chunk().expect("slots are of full lanes")
-        };
-        let weights_of = |slot: usize, weight: f64| -> [f64; LANES] {
-            let map = weights.get(slot * stride + first..).and_then(|map| map.first_chunk());
-            map.map_or([weight; LANES], |map: &Lanes| map.map(f64::from))
-        };
+        let depth = stack.depth;
+        let sixteen = Sixteen { values, weights, shares, depth, stride, first };
         verdicts.clear();
         for channel in 0..channels {
-            let column = Column::of(sorted, (0..slots.len()).map(|slot| lanes(channel, slot)));
+            let lanes = |slot: usize| sixteen.values(channel, slot);
+            let column = Column::of(sorted, (0..slots.len()).map(lanes));
             let samples = |lane: usize| {
                 let each = slots.iter().enumerate().map(move |(k, slot)| {
-                    (f64::from(lanes(channel, k)[lane]), weights_of(k, slot.weight)[lane])
+                    (f64::from(lanes(k)[lane]), sixteen.weights(k, slot.weight)[lane])
                 });
                 each.filter(|(value, _)| !value.is_nan())
             };
@@ -261,44 +256,78 @@ fn estimate_all_here(stack: &mut Stack) {
             slot.kept = [true; LANES];
         }
         if how.together && channels > 1 {
-            agree(slots, verdicts, lanes);
+            agree(slots, verdicts, |channel, slot| sixteen.values(channel, slot));
         }
         let mut coverage = [0.0; LANES];
+        let mut put = |plane: usize, values: Lanes| {
+            finished[plane * stride + first..][..LANES].copy_from_slice(&values);
+        };
         for (channel, verdict) in verdicts.iter().enumerate() {
             let mut sums = Sums::default();
             for (k, slot) in slots.iter_mut().enumerate() {
-                let weight = weights_of(k, slot.weight);
-                slot.rejected += sums.add(verdict, lanes(channel, k), &weight, &slot.kept);
+                let weight = sixteen.weights(k, slot.weight);
+                slot.rejected += sums.add(verdict, sixteen.values(channel, k), &weight, &slot.kept);
             }
-            let value = sums.value(verdict);
-            let mut put = |plane: usize, values: Lanes| {
-                finished[plane * stride + first..][..LANES].copy_from_slice(&values);
-            };
-            put(channel, value);
+            put(channel, sums.value(verdict));
             if how.estimator.rejects() {
                 put(channels + 1 + channel, sums.below);
                 put(2 * channels + 1 + channel, sums.above);
             }
+            if job.variance {
+                let variance = sixteen.variances(job, channel, verdict, slots);
+                put(job.count_planes().end + channel, variance);
+            }
             for lane in 0..LANES {
                 coverage[lane] += sums.weight[lane] / channels as f64;
             }
-            if job.variance {
-                let sampled = |(k, slot): (usize, &'_ Slot)| {
-                    let at = (channel * stack.depth + k) * stride + first;
-                    Sampled {
-                        values: lanes(channel, k),
-                        shares: shares[at..].first_chunk().expect("slots are of full lanes"),
-                        weights: weights_of(k, slot.weight),
-                        variance: job.inputs[slot.input].variance(channel),
-                        kept: slot.kept,
-                    }
-                };
-                let variance = variance::of_lanes(verdict, slots.iter().enumerate().map(sampled));
-                put(job.count_planes().end + channel, variance);
-            }
         }
-        let coverage = coverage.map(|weight| weight as f32);
-        finished[channels * stride + first..][..LANES].copy_from_slice(&coverage);
+        put(channels, coverage.map(|weight| weight as f32));
+    }
+}
+
+/// Sixteen pixels of a stack.
+#[derive(Clone, Copy)]
+struct Sixteen<'s> {
+    values: &'s [f32],
+    weights: &'s [f32],
+    shares: &'s [f32],
+    depth: usize,
+    stride: usize,
+    first: usize,
+}
+
+impl<'s> Sixteen<'s> {
+    #[inline(always)]
+    fn of(&self, planes: &'s [f32], channel: usize, slot: usize) -> &'s Lanes {
+        let at = (channel * self.depth + slot) * self.stride + self.first;
+        planes[at..].first_chunk().expect("slots are of full lanes")
+    }
+
+    /// The samples of a slot.
+    #[inline(always)]
+    fn values(&self, channel: usize, slot: usize) -> &'s Lanes {
+        self.of(self.values, channel, slot)
+    }
+
+    /// Their weights; `weight` is that of the input as a whole.
+    #[inline(always)]
+    fn weights(&self, slot: usize, weight: f64) -> [f64; LANES] {
+        let map = self.weights.get(slot * self.stride + self.first..);
+        map.and_then(|map| map.first_chunk())
+            .map_or([weight; LANES], |map: &Lanes| map.map(f64::from))
+    }
+
+    /// The variances of a channel.
+    #[inline(always)]
+    fn variances(&self, job: &Job, channel: usize, verdict: &Verdict, slots: &[Slot]) -> Lanes {
+        let samples = slots.iter().enumerate().map(|(k, slot)| Sampled {
+            values: self.values(channel, k),
+            shares: self.of(self.shares, channel, k),
+            weights: self.weights(k, slot.weight),
+            variance: job.inputs[slot.input].variance(channel),
+            kept: slot.kept,
+        });
+        variance::of_lanes(verdict, samples)
     }
 }
 
