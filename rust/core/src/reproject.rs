@@ -37,7 +37,7 @@ impl<'a> Loaded<'a> {
 pub struct Workspace {
     run: Run,
     values: Vec<[f32; RUN]>,
-    /// Shares of noise, a channel each; empty unless the variance is wanted.
+    /// Shares of noise, a channel each; empty unless they are asked for.
     shares: Vec<[f32; RUN]>,
     patches: Patches,
     /// Whether samples of the job may give way to others; found out with the first tile.
@@ -158,7 +158,7 @@ fn add_run(
     if *gives_way.get_or_insert_with(|| job.gives_way()) {
         tile.make_way(at, values, weights);
     }
-    if job.variance {
+    if tile.finds_variance() {
         find_shares(job, table, input, loaded, run, (values, weights, has_gaps), shares);
     }
     tile.add(input, at, values, weights, shares)

@@ -194,13 +194,16 @@ pub trait Gather {
     /// The samples that follow are of this input.
     fn begin(&mut self, number: usize, input: &Input);
 
+    /// Whether it asks for shares of noise.
+    fn finds_variance(&self) -> bool;
+
     /// Let the samples of a run that begins at output pixel (x, y), and what is there already, give
     /// way to each other. Samples of negative weight are saturated: they stand only where all do.
     fn make_way(&mut self, at: (i64, i64), values: &mut [[f32; RUN]], weights: &[f64]);
 
     /// Bring in a run of samples of `input` that begins at output pixel (x, y): `values` per
-    /// channel (NaN = invalid, in all channels alike), their weights, and, if the variance is
-    /// wanted, the shares of noise that each has (see [`crate::noise`]). Returns how many count.
+    /// channel (NaN = invalid, in all channels alike), their weights, and, if they are asked for,
+    /// the shares of noise that each has (see [`crate::noise`]). Returns how many count.
     fn add(
         &mut self,
         input: &Input,

@@ -166,6 +166,11 @@ impl Gather for Stack<'_> {
         }
     }
 
+    #[inline(always)]
+    fn finds_variance(&self) -> bool {
+        self.job.variance
+    }
+
     fn make_way(&mut self, at: (i64, i64), values: &mut [[f32; RUN]], weights: &[f64]) {
         let first = self.pixel(at);
         let Self { channels, stride, depth, used, buffers, .. } = self;

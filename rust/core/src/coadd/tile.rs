@@ -78,6 +78,7 @@ pub struct Tile<'a> {
     rect: Rect,
     rule: Rule,
     channels: usize,
+    finds_variance: bool,
     buffers: &'a mut TileBuffers,
     bounds: Bounds<'a>,
     /// Of the present run; all zero unless channels reject together.
@@ -98,8 +99,10 @@ impl<'a> Tile<'a> {
         bounds: Bounds<'a>,
         rejected: &'a mut [u64],
     ) -> Self {
-        let channels = job.channels;
-        Self { rect, rule, channels, buffers, bounds, outside: [0.0; RUN], input: 0, rejected }
+        let (channels, outside) = (job.channels, [0.0; RUN]);
+        // Bounds do not depend on it.
+        let finds_variance = job.variance && !matches!(rule, Rule::Moments(_));
+        Self { rect, rule, channels, finds_variance, buffers, bounds, outside, input: 0, rejected }
     }
 
     /// Begin with nothing.
@@ -330,6 +333,11 @@ impl Gather for Tile<'_> {
     #[inline(always)]
     fn begin(&mut self, number: usize, _input: &Input) {
         self.input = number;
+    }
+
+    #[inline(always)]
+    fn finds_variance(&self) -> bool {
+        self.finds_variance
     }
 
     // The running weight, or number, is negative where all samples are saturated, so that whoever
