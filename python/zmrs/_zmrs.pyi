@@ -160,6 +160,7 @@ class Input:
         feather_px: float = 0.0,
         zero_is_blank: bool = False,
         saturation: float | None = None,
+        noise: Sequence[float] | None = None,
     ) -> Self: ...
 
 @final
@@ -180,6 +181,7 @@ class Job:
         match_gains: tuple[float, float, float, float] | None = None,
         most_offset: float = ...,
         two_pass: tuple[float, float, float, float] | None = None,
+        variance: bool = False,
     ) -> Self: ...
     def with_photometry(
         self, gains: Sequence[Sequence[float]], offsets: Sequence[Sequence[float]]
@@ -189,6 +191,10 @@ class Job:
     @property
     def counts_rejected(self) -> bool:
         """Whether the combine counts the samples that it rejects, in planes of the output."""
+
+    @property
+    def has_variance(self) -> bool:
+        """Whether the variance of each channel is found, in planes of the output."""
 
     @property
     def plane_bytes(self) -> int:
@@ -264,16 +270,17 @@ def fit(
 def run_pass_into_files(
     job: Job,
     layout: Layout,
-    targets: Sequence[tuple[str | PathLike[str], int]],
+    targets: Sequence[tuple[str | PathLike[str], int] | None],
     *,
     write_back: bool = False,
     marks: Marks | None = None,
     bounds: str | PathLike[str] | None = None,
     over: Planes | None = None,
+    over_variance: Planes | None = None,
     epsilon: float = 0.0,
     progress: Callable[[int, int], object] | None = None,
 ) -> PassStats:
-    """Run a pass and write its planes into files, each from a byte on.
+    """Run a pass and write its planes into files, each from a byte on; those of None are dropped.
 
     A pass of two sweeps makes a scratch file at `bounds`.
     """
@@ -285,14 +292,16 @@ def run_pass_into_arrays(
     coverage: NDArray[float32],
     *,
     counts: NDArray[int16] | None = None,
+    variance: NDArray[float32] | None = None,
     write_back: bool = False,
     marks: Marks | None = None,
     bounds: str | PathLike[str] | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> PassStats:
-    """Run a pass into arrays: the image (channels, height, width), the coverage, the counts.
+    """Run a pass into arrays: image (channels, height, width), coverage, counts, variance.
 
     Counts are the samples rejected below, by channel, and above: (2 * channels, height, width).
+    The variance has the shape of the image.
     """
 
 @final

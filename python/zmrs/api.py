@@ -36,6 +36,7 @@ def mosaic(
     combine: str = "mean",
     match: str = "offset",
     two_pass: bool | None = None,
+    variance: bool = False,
     weights: Iterable[Any] | str | None = None,
     wcs: Any = None,
     shape: tuple[int, int] | None = None,
@@ -74,6 +75,11 @@ def mosaic(
         Even out the brightness of the inputs by their coverage, in a second pass;
         ``two_pass_sigma`` and ``two_pass_gain_clip`` among the `options` say how.  None is as the
         ``preset`` among them says: no.
+    variance
+        Find the variance of every pixel, too (``result.variance``, or the extension ``VAR``): that
+        of the inputs' pixels, as maps of the ``weight_type`` variance or rms say it, else as it is
+        measured, one for each input and channel, carried through kernel, gains, weights and
+        combine.
     weights
         One per entry of `inputs`: None, a number above 0, or an array (H, W) of its shape, whose
         values are what the option ``weight_type`` says; values that make no weight above 0, and
@@ -102,8 +108,8 @@ def mosaic(
     Returns
     -------
     Result
-        ``data`` (read from the file when first asked for), ``coverage``, ``wcs``, ``plan``,
-        ``inputs`` and ``stats``.
+        ``data`` (read from the file when first asked for), ``coverage``, ``variance``, ``wcs``,
+        ``plan``, ``inputs`` and ``stats``.
 
     Raises
     ------
@@ -124,7 +130,7 @@ def mosaic(
     plan = _plan(plan)
     if shape is not None and isinstance(wcs, str | Path):
         raise UsageError("shape: the template says it already; drop one of the two.")
-    options |= {"overwrite": overwrite}
+    options |= {"overwrite": overwrite, "variance": variance}
     if two_pass is not None:
         options["two_pass"] = two_pass
     _check_options(options, wcs)

@@ -122,6 +122,12 @@ class Options:
     reject_together: bool = _option(
         False, "Leave a sample that one channel rejects out of all of them", kind="flag"
     )
+    variance: bool = _option(
+        False,
+        "Write the variance of every pixel too, as the extension VAR: from maps of --weight-type"
+        " variance or rms, else from the noise of the inputs as measured",
+        kind="flag",
+    )
     match: str = _option(
         "offset",
         "Photometric matching of the inputs: sky levels only, or gains too, where overlaps show"

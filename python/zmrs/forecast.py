@@ -29,6 +29,13 @@ _S_PER_COMBINED_SAMPLE = {
     "winsorized-reference": 300e-9,
     "winsor-percentile": 7e-9,
 }
+_S_PER_VARIANCE = {
+    "nearest": 3e-9,
+    "bilinear": 3e-9,
+    "bicubic": 8e-9,
+    "lanczos2": 8e-9,
+    "lanczos3": 12e-9,
+}
 _S_PER_READ_BYTE = 0.6e-9
 _S_PER_WRITTEN_BYTE = 1.5e-9
 _S_PER_DECOMPRESSED_BYTE = 8e-9
@@ -45,16 +52,19 @@ def seconds(
     matches: bool,
     pixels: int,
     survey_bytes: int = 0,
+    variance: bool = False,
 ) -> float:
     """Seconds from the first pixel to the finished file.
 
     Workers share reading and sampling; a thread of its own writes, and competes with them.  What
     one sweep leaves for the next is written and read back.  `matches` is whether inputs are
     matched, `pixels` those of the output that a second pass blurs, 0 without one, `survey_bytes`
-    what is read before the passes to know the inputs.
+    what is read before the passes to know the inputs, `variance` whether that of the pixels is
+    found, too.
     """
     workers = layout.plan.cpu_workers
     per_sample = _S_PER_SAMPLE[kernel] + _S_PER_COMBINED_SAMPLE.get(combine, 0.0)
+    per_sample += _S_PER_VARIANCE[kernel] if variance else 0.0
     # Bounds that one sweep leaves for the next one are written and read back.
     read_bytes = layout.read_bytes + layout.bounds_bytes
     shared = layout.samples * per_sample + read_bytes * _S_PER_READ_BYTE

@@ -16,7 +16,7 @@ from zmrs import _zmrs, limits, post_stack
 from zmrs.events import Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -42,19 +42,25 @@ class Arrays:
         (H, W) float32: sum of weights.
     counts
         (2, C, H, W) int16: samples rejected below and above; None unless the combine counts them.
+    variance
+        (C, H, W) float32, NaN where the image is; None unless it is wanted.
     """
 
     image: NDArray[np.float32]
     coverage: NDArray[np.float32]
     counts: NDArray[np.int16] | None
+    variance: NDArray[np.float32] | None
 
     @classmethod
-    def empty(cls, channels: int, shape: tuple[int, int], *, counts: bool) -> Arrays:
+    def empty(
+        cls, channels: int, shape: tuple[int, int], *, counts: bool, variance: bool
+    ) -> Arrays:
         """Arrays to be filled."""
         return cls(
             np.empty((channels, *shape), np.float32),
             np.empty(shape, np.float32),
             np.empty((2, channels, *shape), np.int16) if counts else None,
+            np.empty((channels, *shape), np.float32) if variance else None,
         )
 
 
@@ -94,6 +100,9 @@ class Passes:
         self._stage = Stage(listener, "mosaic", self._total, "bytes")
         self._marks = _zmrs.Marks(scratch()) if options.two_pass else None
         self._aside = post_stack.targets_in(scratch(), prepared) if options.two_pass else []
+        self._variance_aside = []
+        if options.two_pass and options.variance:
+            self._variance_aside = post_stack.targets_in(scratch(), prepared)
         self._bounds = None
         if prepared.layout.bounds_bytes:
             self._bounds = scratch()
@@ -105,30 +114,41 @@ class Passes:
         """Make the mosaic in memory."""
         prepared = self._prepared
         shape = prepared.grid.shape
-        arrays = Arrays.empty(prepared.channels, shape, counts=prepared.job.counts_rejected)
+        job = prepared.job
+        arrays = Arrays.empty(
+            prepared.channels, shape, counts=job.counts_rejected, variance=job.has_variance
+        )
         stats = _zmrs.run_pass_into_arrays(
             prepared.job,
             prepared.layout,
             arrays.image,
             arrays.coverage,
             counts=None if arrays.counts is None else arrays.counts.reshape(-1, *shape),
+            variance=arrays.variance,
             write_back=self._write_back,
             marks=self._marks,
             bounds=self._bounds,
             progress=self._progress,
         )
         if self._marks is not None:
-            planes = (*arrays.image, arrays.coverage)
-            bytes_of = [plane.reshape(-1).view(np.uint8) for plane in planes]
-            if self._again(_zmrs.Planes.in_memory(shape[1], bytes_of), self._aside):
+            planes = _in_memory((*arrays.image, arrays.coverage))
+            variance = None if arrays.variance is None else _in_memory(arrays.variance)
+            targets = self._targets_again(self._aside, self._variance_aside)
+            if self._again(planes, variance, targets):
                 post_stack.read_into(self._aside[0][0], arrays.image)
+                if arrays.variance is not None:
+                    post_stack.read_into(self._variance_aside[0][0], arrays.variance)
         self._end()
         return stats, arrays
 
     def into_file(self, targets: Targets) -> _zmrs.PassStats:
-        """Make the mosaic at `targets`: the places of its channels, coverage and counts."""
+        """Make the mosaic at `targets`: the places of its channels, coverage, counts, variance."""
         prepared, channels = self._prepared, self._prepared.channels
-        first = [*self._aside, *targets[channels:]] if self._aside else targets
+        variances = targets[len(targets) - channels :] if prepared.job.has_variance else []
+        first = targets
+        if self._aside:
+            between = targets[channels : len(targets) - len(variances)]
+            first = [*self._aside, *between, *self._variance_aside]
         stats = _zmrs.run_pass_into_files(
             prepared.job,
             prepared.layout,
@@ -139,20 +159,36 @@ class Passes:
             bounds=self._bounds,
         )
         if self._marks is not None:
-            planes = _zmrs.Planes.in_files(prepared.grid.width, first[: channels + 1])
-            if not self._again(planes, targets[:channels]):
+            width = prepared.grid.width
+            planes = _zmrs.Planes.in_files(width, first[: channels + 1])
+            variance = _zmrs.Planes.in_files(width, self._variance_aside) if variances else None
+            again = self._targets_again(targets[:channels], variances)
+            if not self._again(planes, variance, again):
                 _zmrs.copy_planes(first[0][0], *targets[0], self._write_back)
+                if variances:
+                    _zmrs.copy_planes(self._variance_aside[0][0], *variances[0], self._write_back)
         self._end()
         return stats
 
-    def _again(self, planes: _zmrs.Planes, targets: Targets) -> bool:
+    def _targets_again(self, image: Targets, variance: Targets) -> post_stack.SomeTargets:
+        """Places for the planes of the second pass: the coverage and the counts stay."""
+        job = self._prepared.job
+        staying = 1 + (2 * self._prepared.channels if job.counts_rejected else 0)
+        return [*image, *([None] * staying if variance else []), *variance]
+
+    def _again(
+        self,
+        planes: _zmrs.Planes,
+        variance: _zmrs.Planes | None,
+        targets: post_stack.SomeTargets,
+    ) -> bool:
         """Run the second pass over the first one's planes. Whether its image is at `targets`."""
         assert self._marks is not None
         self._prepared.seconds["mosaic"] = self._stage.end()
         self._stage = Stage(self._listener, "two_pass", self._total, "bytes")
         self.second = post_stack.two_pass(
             self._prepared,
-            post_stack.FirstPass(planes, self._marks, self._depth_at),
+            post_stack.FirstPass(planes, self._marks, self._depth_at, variance),
             self._matching,
             self._options,
             targets,
@@ -169,3 +205,10 @@ class Passes:
 
     def _end(self) -> None:
         self._prepared.seconds.setdefault("mosaic", self._stage.end())
+
+
+def _in_memory(arrays: Iterable[NDArray[np.float32]]) -> _zmrs.Planes:
+    """Planes (H, W) of a caller's memory, as the engine reads them."""
+    planes = list(arrays)
+    bytes_of = [plane.reshape(-1).view(np.uint8) for plane in planes]
+    return _zmrs.Planes.in_memory(planes[0].shape[1], bytes_of)

@@ -245,6 +245,7 @@ def prepare(
             matches=_matches(options, placed),
             pixels=chosen.height * chosen.width if options.two_pass else 0,
             survey_bytes=survey_bytes,
+            variance=options.variance,
         ),
     )
 
@@ -412,6 +413,7 @@ def _job(
         together=options.reject_together,
         **photometry.rules(options, matches=_matches(options, placed)),
         two_pass=rules if options.two_pass else None,
+        variance=options.variance,
     )
 
 

@@ -53,6 +53,9 @@ class Placed:
         Width of the ramp at the edges of what is left, in its pixels.
     zero_is_blank
         Whether pixels of exactly 0 are invalid.
+    noise
+        Variance of the noise of its pixels by channel, NaN if it cannot be told; None before it is
+        looked for, or where `has_variances`.
     """
 
     image: inputs.Image
@@ -67,6 +70,12 @@ class Placed:
     border_px: tuple[int, int] = (0, 0)
     feather_px: float = 0.0
     zero_is_blank: bool = False
+    noise: tuple[float, ...] | None = None
+
+    @property
+    def has_variances(self) -> bool:
+        """Whether its weights say the variances of its pixels, not just their proportions."""
+        return self.weight_map is not None and self.map_kind in ("variance", "rms")
 
     @property
     def has_unknown_scale(self) -> bool:
@@ -100,6 +109,7 @@ class Placed:
             feather_px=self.feather_px,
             zero_is_blank=self.zero_is_blank,
             saturation=self.image.meta.saturate,
+            noise=self.noise,
         )
 
 

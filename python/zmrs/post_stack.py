@@ -29,9 +29,13 @@ if TYPE_CHECKING:
     from zmrs.pipeline import Prepared
 
 Targets = list[tuple["Path", int]]
+SomeTargets = list[tuple["Path", int] | None]
+"""Places of planes; those of None are not written."""
 
 __all__ = [
     "FirstPass",
+    "SomeTargets",
+    "Targets",
     "TwoPass",
     "clip_of",
     "log_gpu_refused",
@@ -63,11 +67,14 @@ class FirstPass:
     depth_at
         An empty file for a plane with the number of inputs of each pixel, where the coverage does
         not say it; None where it does.
+    variance
+        Variance of each channel, if it is wanted.
     """
 
     planes: _zmrs.Planes
     marks: _zmrs.Marks
     depth_at: Path | None = None
+    variance: _zmrs.Planes | None = None
 
 
 @dataclass
@@ -127,7 +134,7 @@ def two_pass(
     first: FirstPass,
     matching: Matching | None,
     options: Options,
-    targets: Targets,
+    targets: SomeTargets,
     *,
     write_back: bool,
     bounds: Path | None,
@@ -135,7 +142,8 @@ def two_pass(
 ) -> TwoPass:
     """Even out the inputs by their coverage: gains, second pass, merge.
 
-    The merged image is written to `targets`, one a channel, which do not hold the first pass;
+    The merged image is written to `targets`, one a channel and, after those of planes that stay as
+    they are, one a channel for its variance if there is any; they do not hold the first pass;
     `bounds` is where a pass of two sweeps may leave what the first one has found.
     Whatever fails on the way, short of a full disk or a request to stop, leaves the first pass as
     it is, with one warning. What `progress` raises is such a request.
@@ -176,7 +184,7 @@ def _renormalise(
     prepared: Prepared,
     first: FirstPass,
     matching: Matching | None,
-    targets: Targets,
+    targets: SomeTargets,
     outcome: TwoPass,
     write_back: bool,
     bounds: Path | None,
@@ -195,6 +203,7 @@ def _renormalise(
         _zmrs.write_depth(job, layout, first.planes, first.marks, (first.depth_at, 0))
         counts = _zmrs.Planes.in_files(prepared.grid.width, [(first.depth_at, 0)])
         now = timed("depth", now)
+    assert targets[0] is not None
     found = _zmrs.measure_gains(job, layout, counts, first.marks, targets[0])
     now = timed("gains", now)
     if found.scales[0] <= found.scales[1]:
@@ -223,6 +232,7 @@ def _renormalise(
         write_back=write_back,
         bounds=bounds,
         over=first.planes,
+        over_variance=first.variance,
         epsilon=merge_epsilon(percentile),
         progress=progress,
     )

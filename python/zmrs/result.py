@@ -76,6 +76,21 @@ class Result:
         return self._read("COVERAGE", np.float32)
 
     @cached_property
+    def variance(self) -> NDArray[np.float32] | None:
+        """Variance of each pixel, of the image's shape; None unless it was asked for.
+
+        NaN where the image is NaN, and where the noise of some input is not known.  Its unit is the
+        square of the image's.
+        """
+        if self._arrays is not None:
+            variance = self._arrays.variance
+            return None if variance is None else _squeezed(variance)
+        try:
+            return self._read("VAR", np.float32)
+        except KeyError:
+            return None
+
+    @cached_property
     def rejected_low(self) -> NDArray[np.int16] | None:
         """Samples rejected below, of the image's shape; None unless the combine counts them."""
         return self._counts("REJLOW", 0)
@@ -151,6 +166,12 @@ def images_of(prepared: Prepared, primary: Header) -> list[Image]:
         for name, comment in (("REJLOW", "samples rejected below"), ("REJHIGH", "and above")):
             header = cards.extension_header(name, comment, channels, shape, wcs, bitpix=16)
             images.append(Image(header, channels, sample_bytes=2))
+    if prepared.job.has_variance:
+        unit = cards.squared_unit(primary.get("BUNIT", ""))
+        header = cards.extension_header(
+            "VAR", "variance of each pixel", channels, shape, wcs, unit=unit
+        )
+        images.append(Image(header, channels))
     return images
 
 

@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from zmrs import _zmrs
 from zmrs.events import Stage
 from zmrs.inputs import ArrayImage
 from zmrs.io.names import and_others
 from zmrs.scan import LeftOut
-from zmrs.weights import noise_weights, warn_of_unknown, weighed
+from zmrs.weights import noise_variances, noise_weights, warn_of_unknown, weighed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,7 +72,7 @@ def questions(placed: Sequence[Placed], options: Options) -> list[Question]:
         # Arrays of a caller mean what they say, and so do weights.
         is_file = not isinstance(one.image, ArrayImage)
         zeros = options.zero_is_blank == "auto" and is_file and one.weight_map is None
-        noise = options.weight_by == "ivar"
+        noise = options.weight_by == "ivar" or (options.variance and not one.has_variances)
         if zeros or noise or one.has_unknown_scale:
             asked.append((number, zeros or noise, noise, one.has_unknown_scale))
     return asked
@@ -95,14 +97,12 @@ def survey(
         if number not in dead
     ]
     _tell_of_zeros(placed, findings, alive)
-    noise = None
-    if options.weight_by == "ivar":
-        numbers = [number for number in range(len(placed)) if number not in dead]
-        noise = [
-            findings[number].noise_without_zeros if one.zero_is_blank else findings[number].noise
-            for number, one in zip(numbers, alive, strict=True)
-        ]
+    numbers = [number for number in range(len(placed)) if number not in dead]
+    noises = [_noise(one, findings.get(number)) for number, one in zip(numbers, alive, strict=True)]
+    noise = noises if options.weight_by == "ivar" else None
     warn_of_unknown(alive, options.weight_by if noise else "none", noise)
+    if options.variance:
+        alive = _with_noise(alive, noises)
     return Survey(
         weighed(alive, options.weight_by, noise),
         [LeftOut(placed[number].image.name, reason) for number, reason in dead.items()],
@@ -110,6 +110,33 @@ def survey(
         None if noise is None else noise_weights(noise)[1],
         stage.end(),
     )
+
+
+def _noise(one: Placed, seen: _zmrs.Findings | None) -> list[float]:
+    """Standard deviations of the noise of an input by channel; none of one not looked at."""
+    if seen is None:
+        return []
+    return seen.noise_without_zeros if one.zero_is_blank else seen.noise
+
+
+def _with_noise(alive: Sequence[Placed], noises: Sequence[Sequence[float]]) -> list[Placed]:
+    """Inputs with the variance of their noise, where their weights do not say it."""
+    measured = [number for number, one in enumerate(alive) if not one.has_variances]
+    if not measured:
+        return list(alive)
+    unknown = [
+        alive[number].image.name
+        for number in measured
+        if not all(sigma > 0 for sigma in noises[number])
+    ]
+    found = noise_variances([noises[number] for number in measured])
+    if unknown:
+        taken = "that of the others is taken" if np.isfinite(found).all() else "VAR is NaN there"
+        log.warning("%s: the noise is not known; %s", and_others(unknown), taken)
+    result = list(alive)
+    for number, variances in zip(measured, found.tolist(), strict=True):
+        result[number] = replace(result[number], noise=tuple(variances))
+    return result
 
 
 def _dead(

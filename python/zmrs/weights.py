@@ -28,6 +28,7 @@ __all__ = [
     "border_margins",
     "exposure_weights",
     "frame_weights",
+    "noise_variances",
     "noise_weights",
     "radial_map",
     "warn_of_unknown",
@@ -115,6 +116,29 @@ def noise_weights(noise: ArrayLike) -> tuple[NDArray[np.float64], float]:
     known = np.isfinite(variances) & (variances > 0)
     inverse = np.divide(1.0, variances, out=np.full(variances.shape, np.nan), where=known)
     return _relative(inverse), float(np.median(inverse[known])) if known.any() else math.nan
+
+
+def noise_variances(noise: ArrayLike) -> NDArray[np.float64]:
+    """Variances of the noise of inputs, whatever is known of it.
+
+    Parameters
+    ----------
+    noise
+        (N, C) standard deviations by input and channel; what is not a number above 0 is not known.
+
+    Returns
+    -------
+    ndarray
+        (N, C) float64: their squares; the median of a channel's others where one is not known, NaN
+        where none is.
+    """
+    variances = np.asarray(noise, np.float64) ** 2
+    known = np.isfinite(variances) & (variances > 0)
+    for channel in range(variances.shape[1]):
+        others = variances[known[:, channel], channel]
+        median = np.median(others) if others.size else math.nan
+        variances[~known[:, channel], channel] = median
+    return variances
 
 
 def _relative(values: ArrayLike) -> NDArray[np.float64]:

@@ -108,7 +108,7 @@ impl Input {
     #[new]
     #[pyo3(signature = (name, image, grid, *, weight=1.0, gain=None, offset=None, weight_map=None,
                         map_kind="weight", alpha_full=1.0, border_px=(0, 0), feather_px=0.0,
-                        zero_is_blank=false, saturation=None))]
+                        zero_is_blank=false, saturation=None, noise=None))]
     fn new(
         name: String,
         image: &Source,
@@ -123,6 +123,7 @@ impl Input {
         feather_px: f64,
         zero_is_blank: bool,
         saturation: Option<f32>,
+        noise: Option<Vec<f64>>,
     ) -> PyResult<Self> {
         let channels = image.0.channels;
         let unknown = || PyValueError::new_err(format!("there is no kind of weights '{map_kind}'"));
@@ -141,6 +142,7 @@ impl Input {
             weight,
             gain: gain.unwrap_or_else(|| vec![1.0; channels]),
             offset: offset.unwrap_or_else(|| vec![0.0; channels]),
+            noise: noise.unwrap_or_else(|| vec![1.0; channels]),
         }))
     }
 }
@@ -154,7 +156,7 @@ impl Job {
     #[new]
     #[pyo3(signature = (shape, kernel, combine, inputs, *, kappa=(3.0, 3.0), winsor=(0.05, 0.05),
                         together=false, match_offsets=false, match_gains=None,
-                        most_offset=f64::INFINITY, two_pass=None))]
+                        most_offset=f64::INFINITY, two_pass=None, variance=false))]
     fn new(
         py: Python<'_>,
         shape: (usize, usize, usize),
@@ -168,6 +170,7 @@ impl Job {
         match_gains: Option<(f64, f64, f64, f64)>,
         most_offset: f64,
         two_pass: Option<(f64, f64, f64, f64)>,
+        variance: bool,
     ) -> PyResult<Self> {
         let rules =
             |(sigma_px, low, high, threshold)| Rules { sigma_px, clip: (low, high), threshold };
@@ -184,6 +187,7 @@ impl Job {
             inputs: inputs.iter().map(|input| input.get().0.clone()).collect(),
             matching: (match_offsets || match_gains.is_some()).then_some(matching),
             two_pass: two_pass.map(rules),
+            variance,
         };
         job.validate().map_err(|e| errors::to_py(py, &e))?;
         Ok(Self(job))
@@ -204,6 +208,12 @@ impl Job {
     #[getter]
     fn counts_rejected(&self) -> bool {
         self.0.combine.rejects()
+    }
+
+    /// Whether the variance of each channel is found, in planes of the output.
+    #[getter]
+    fn has_variance(&self) -> bool {
+        self.0.variance
     }
 
     /// Bytes of a plane of the image.

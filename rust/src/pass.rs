@@ -10,6 +10,7 @@ use pyo3::types::PyDict;
 use zmrs_core::budget::{Ledger, Projection};
 use zmrs_core::cancel::CancelToken;
 use zmrs_core::coverage::merge::MergeSink;
+use zmrs_core::coverage::planes::Planes as CorePlanes;
 use zmrs_core::layout::{self, Fitted, Traffic};
 use zmrs_core::pass::Progress;
 use zmrs_core::sink::{FitsSink, MemorySink, Sink};
@@ -141,44 +142,51 @@ pub struct PassStats {
     replaced: u64,
 }
 
-/// Run a pass and write its planes into files, each from a byte on. `marks` receives
-/// where the inputs lie; `bounds` is a file for a pass of two sweeps to write anew. With `over`,
-/// pixels that come out much darker than there stay as they are there; `epsilon` is added to its
-/// luminance for the comparison.
+/// Run a pass and write its planes into files, each from a byte on; those of None are dropped.
+/// `marks` receives where the inputs lie; `bounds` is a file for a pass of two sweeps to write anew.
+/// With `over`, pixels that come out much darker than there stay as they are there, and so do their
+/// variances in `over_variance`; `epsilon` is added to its luminance for the comparison.
 #[pyfunction]
 #[pyo3(signature = (job, layout, targets, *, write_back=false, marks=None, bounds=None, over=None,
-                    epsilon=0.0, progress=None))]
+                    over_variance=None, epsilon=0.0, progress=None))]
 pub fn run_pass_into_files(
     py: Python<'_>,
     job: &Job,
     layout: &Layout,
-    targets: Vec<(PathBuf, u64)>,
+    targets: Vec<Option<(PathBuf, u64)>>,
     write_back: bool,
     marks: Option<&Marks>,
     bounds: Option<PathBuf>,
     over: Option<&Planes>,
+    over_variance: Option<&Planes>,
     epsilon: f64,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<PassStats> {
     if !(job.0.channels..=job.0.planes()).contains(&targets.len()) {
         return Err(PyValueError::new_err("one target a plane is needed"));
     }
-    let sink = FitsSink::open(targets, job.0.image_planes(), job.0.width, write_back);
+    let sink = FitsSink::open(targets, job.0.count_planes(), job.0.width, write_back);
     let sink = sink.map_err(|e| errors::to_py(py, &e))?;
     let scratch = bounds.as_deref().map(|path| Scratch { path, write_back });
     let Some(over) = over else {
         return run(py, job, layout, &sink, marks, scratch, progress);
     };
-    let sink = MergeSink::new(&*over.0, epsilon, job.0.width, &sink);
+    let variance = over_variance.map(|planes| &*planes.0);
+    if variance.map_or(0, CorePlanes::count) != job.0.variance_planes() {
+        return Err(PyValueError::new_err("the variance of each channel is needed"));
+    }
+    let variance = variance.map(|planes| planes as &dyn CorePlanes);
+    let sink = MergeSink::new(&*over.0, variance, epsilon, job.0.width, &sink);
     let stats = run(py, job, layout, &sink, marks, scratch, progress)?;
     Ok(PassStats { replaced: sink.replaced(), ..stats })
 }
 
-/// Run a pass into arrays: the image (channels, height, width), the coverage (height, width), and
-/// the samples rejected below and above by channel (2 * channels, height, width), if they count.
+/// Run a pass into arrays: the image (channels, height, width), the coverage (height, width), the
+/// samples rejected below and above by channel (2 * channels, height, width), if they count, and the
+/// variance (channels, height, width), if it is wanted.
 #[pyfunction]
-#[pyo3(signature = (job, layout, image, coverage, *, counts=None, write_back=false, marks=None,
-                    bounds=None, progress=None))]
+#[pyo3(signature = (job, layout, image, coverage, *, counts=None, variance=None, write_back=false,
+                    marks=None, bounds=None, progress=None))]
 pub fn run_pass_into_arrays(
     py: Python<'_>,
     job: &Job,
@@ -186,6 +194,7 @@ pub fn run_pass_into_arrays(
     mut image: PyReadwriteArray3<'_, f32>,
     mut coverage: PyReadwriteArray2<'_, f32>,
     mut counts: Option<PyReadwriteArray3<'_, i16>>,
+    mut variance: Option<PyReadwriteArray3<'_, f32>>,
     write_back: bool,
     marks: Option<&Marks>,
     bounds: Option<PathBuf>,
@@ -194,15 +203,18 @@ pub fn run_pass_into_arrays(
     let area = job.0.height * job.0.width;
     let (image, coverage) = (image.as_slice_mut()?, coverage.as_slice_mut()?);
     let counts = counts.as_mut().map(|counts| counts.as_slice_mut()).transpose()?;
+    let variance = variance.as_mut().map(|variance| variance.as_slice_mut()).transpose()?;
     let counted = counts.as_ref().map_or(0, |counts| counts.len());
-    let of_job = (job.0.channels * area, area, (job.0.planes() - job.0.image_planes()) * area);
-    if (image.len(), coverage.len(), counted) != of_job {
+    let varied = variance.as_ref().map_or(0, |variance| variance.len());
+    let planes = [job.0.channels, 1, job.0.count_planes().len(), job.0.variance_planes()];
+    if [image.len(), coverage.len(), counted, varied] != planes.map(|count| count * area) {
         return Err(PyValueError::new_err("the arrays are not of the shape of the job"));
     }
     let mut planes: Vec<&mut [f32]> = image.chunks_mut(area).collect();
     planes.push(coverage);
     let counts = counts.into_iter().flat_map(|counts| counts.chunks_mut(area)).collect();
-    let sink = MemorySink::new(job.0.width, planes, counts);
+    let variances = variance.into_iter().flat_map(|variance| variance.chunks_mut(area)).collect();
+    let sink = MemorySink::new(job.0.width, planes, counts, variances);
     let scratch = bounds.as_deref().map(|path| Scratch { path, write_back });
     run(py, job, layout, &sink, marks, scratch, progress)
 }

@@ -87,7 +87,8 @@ def make(
 
 
 def planes(result: zmrs.Result) -> bytes:
-    return result.data.tobytes() + result.coverage.tobytes()
+    variance = b"" if result.variance is None else result.variance.tobytes()
+    return result.data.tobytes() + result.coverage.tobytes() + variance
 
 
 def digest(result: zmrs.Result) -> str:
@@ -95,7 +96,8 @@ def digest(result: zmrs.Result) -> str:
 
 
 def assert_same_bits(result: zmrs.Result, other: zmrs.Result) -> None:
-    for name in ("data", "coverage"):
+    assert (result.variance is None) == (other.variance is None)
+    for name in ("data", "coverage", "variance")[: 2 if result.variance is None else 3]:
         ours, theirs = getattr(result, name), getattr(other, name)
         differ = ours.view(np.uint32) != theirs.view(np.uint32)
         assert not differ.any(), f"{name}: {differ.sum()} pixels differ"

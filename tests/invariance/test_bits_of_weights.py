@@ -1,6 +1,7 @@
 """The bytes do not depend on how a job is run, however its pixels are weighed.
 
-Frames in files with opacities, levels of saturation and borders of zeros; a ramp; maps of variance.
+Frames in files with opacities, levels of saturation and borders of zeros; a ramp; maps of variance,
+and the variance of the mosaic.
 """
 
 from __future__ import annotations
@@ -30,6 +31,19 @@ HOW: dict[str, dict[str, Any]] = {
     },
     "saturated": {"weights": "none", "combine": "max", "kernel": "bicubic"},
     "two passes": {"feather": 20.0, "two_pass": True, "two_pass_sigma": 9, "kernel": "nearest"},
+    "variance of maps": {
+        "feather": 8.5, "weights": "VAR", "weight_type": "variance", "variance": True,
+        "kernel": "lanczos2",
+    },
+    "variance of a stack": {"variance": True, "combine": "median", "kernel": "bilinear"},
+    "variance in two sweeps": {
+        "variance": True, "combine": "kappa-sigma-stream", "kappa": (1.1, 1.1),
+        "reject_together": True, "kernel": "bicubic", "feather": 5.0,
+    },
+    "variance in two passes": {
+        "variance": True, "combine": "min", "two_pass": True, "two_pass_sigma": 9,
+        "kernel": "lanczos3",
+    },
 }  # fmt: skip
 
 
@@ -86,6 +100,10 @@ def test_threads_bands_and_memory(how: str, channels: int, inputs: dict[int, Pat
     assert np.isfinite(wide.data).mean() > 0.3
     assert np.unique(wide.coverage).size > (2 if how == "saturated" else 1000)
     assert how != "saturated" or np.nanmax(wide.data) > LEVEL
+    assert ("variance" in HOW[how]) == (wide.variance is not None)
+    if wide.variance is not None:
+        np.testing.assert_array_equal(np.isnan(wide.variance), np.isnan(wide.data))
+        assert np.unique(wide.variance).size > 1000
     for threads in (1, 3, 8):
         assert_same_bits(make(inputs[channels], how, threads=threads), wide)
     least = smallest_chunk(inputs[channels], how)

@@ -62,6 +62,10 @@ CASES = {
         "--weights", "VAR", "--weight-type", "variance", "--feather", "200", "--weight-by", "ivar",
     ),
     "no maps": ("--weights", "none"),
+    "variance of maps": ("--weights", "VAR", "--weight-type", "variance", "--variance"),
+    "variance, two passes": ("--weights", "none", "--variance", "--two-pass", "--match", "offset"),
+    "variance of a stack": ("--variance", "--combine", "median", "--kernel", "lanczos3"),
+    "variance in two sweeps": ("--variance", "--combine", "kappa-sigma-stream"),
     "two passes": ("--weights", "VAR", "--two-pass", "--match", "offset"),
 }  # fmt: skip
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from zmrs.scan import Meta
 
-__all__ = ["InputRow", "extension_header", "inputs_table", "primary_header"]
+__all__ = ["InputRow", "extension_header", "inputs_table", "primary_header", "squared_unit"]
 
 
 _AEON_S = 1e12
@@ -96,13 +96,29 @@ def extension_header(
     wcs_cards: Sequence[tuple[str, Any, str]],
     *,
     bitpix: int = -32,
+    unit: str = "",
 ) -> Header:
     """Header of an image extension on the grid of the mosaic."""
     header = _image_header("XTENSION", channels, shape, bitpix)
     header["EXTNAME"] = (name, comment)
+    if unit:
+        header["BUNIT"] = (unit, "")
     for keyword, value, text in wcs_cards:
         header[keyword] = (value, text)
     return header
+
+
+def squared_unit(unit: str) -> str:
+    """The square of a unit as FITS writes it, nothing of nothing; of what is none, in brackets."""
+    from astropy.units import Unit  # noqa: PLC0415  (imported long before, with astropy.wcs)
+
+    if not unit or unit.isalpha():
+        return unit and f"{unit}**2"
+    try:
+        squared: str = (Unit(unit, format="fits") ** 2).to_string("fits")
+    except ValueError:
+        return f"({unit})**2"
+    return squared
 
 
 def _image_header(first: str, channels: int, shape: tuple[int, int], bitpix: int = -32) -> Header:

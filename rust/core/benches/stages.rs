@@ -88,6 +88,7 @@ fn job(kernel: Kernel, combine: Combine, depth: usize) -> Job {
             weight: 1.0,
             gain: vec![1.0],
             offset: vec![0.0],
+            noise: vec![1.0],
         }
     });
     let inputs = inputs.collect();
@@ -100,6 +101,7 @@ fn job(kernel: Kernel, combine: Combine, depth: usize) -> Job {
         inputs,
         matching: None,
         two_pass: None,
+        variance: false,
     }
 }
 
@@ -107,7 +109,7 @@ fn run(job: &Job) -> u64 {
     let plan = Plan { memory_bytes: Some(1 << 30), ..Plan::default() };
     let fitted = layout::fit(job, &plan, &Projection::default(), 0, 0).unwrap();
     let (mut image, mut coverage) = (vec![0.0; EDGE * EDGE], vec![0.0; EDGE * EDGE]);
-    let sink = MemorySink::new(EDGE, vec![&mut image, &mut coverage], Vec::new());
+    let sink = MemorySink::new(EDGE, vec![&mut image, &mut coverage], Vec::new(), Vec::new());
     let ledger = Ledger::new(1 << 30);
     let (cancel, progress) = (CancelToken::default(), Progress::default());
     let bounds = std::env::temp_dir().join(format!("zmrs-bench-{}", std::process::id()));

@@ -1,5 +1,6 @@
 //! Everything that determines the pixels: the inputs, where they lie, and how they are combined.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::coadd::{Combine, Streamed, Sweep};
@@ -35,12 +36,20 @@ pub struct Input {
     pub gain: Vec<f64>,
     /// Added after the factor, per channel.
     pub offset: Vec<f64>,
+    /// Variance of the noise of its pixels, per channel, before the factor; NaN if it is not known.
+    /// What a weight map says of variances is multiplied by it.
+    pub noise: Vec<f64>,
 }
 
 impl Input {
     /// Planes that a window of it holds: its channels, and its weights if it has any.
     pub fn planes(&self) -> usize {
         self.image.channels + usize::from(self.weight_map.is_some())
+    }
+
+    /// Variance of the noise of its values, once they are multiplied by the factor, of a channel.
+    pub fn variance(&self, channel: usize) -> f64 {
+        self.gain[channel] * self.gain[channel] * self.noise[channel]
     }
 
     /// Its image, and its weight map if it has one.
@@ -80,6 +89,8 @@ pub struct Job {
     pub matching: Option<photometry::Rules>,
     /// How the second pass corrects the inputs, if there is one.
     pub two_pass: Option<Rules>,
+    /// Whether the output says the variance of its pixels, too.
+    pub variance: bool,
 }
 
 impl Job {
@@ -108,6 +119,10 @@ impl Job {
         let complete = input.gain.len() == self.channels && input.offset.len() == self.channels;
         if !complete || affine.clone().any(|v| !v.is_finite()) {
             return refuse("a finite gain and offset is needed for each channel".to_owned());
+        }
+        let no_noise = |v: &f64| *v < 0.0 || v.is_infinite();
+        if input.noise.len() != self.channels || input.noise.iter().any(no_noise) {
+            return refuse("a variance from 0 up, or NaN, is needed for each channel".to_owned());
         }
         Ok(())
     }
@@ -172,9 +187,9 @@ impl Job {
         self.most(Sweep::bounds_planes)
     }
 
-    fn most(&self, planes: impl Fn(Sweep, usize) -> usize) -> usize {
+    fn most(&self, planes: impl Fn(Sweep, &Self) -> usize) -> usize {
         let sweeps = self.combine.sweeps().into_iter();
-        sweeps.map(|sweep| planes(sweep, self.channels)).max().unwrap_or(0)
+        sweeps.map(|sweep| planes(sweep, self)).max().unwrap_or(0)
     }
 
     /// Planes of the image: the channels, and the coverage.
@@ -182,20 +197,27 @@ impl Job {
         self.channels + 1
     }
 
-    /// Planes of the output: those of the image and, by channel, how many samples were rejected
-    /// below and above, if the method counts them.
+    /// Planes of the output: those of the image; by channel, how many samples were rejected below
+    /// and above, if the method counts them; and the variance of each channel, if it is wanted.
     pub fn planes(&self) -> usize {
-        self.image_planes() + self.counted_planes()
+        self.count_planes().end + self.variance_planes()
     }
 
-    fn counted_planes(&self) -> usize {
-        if self.combine.rejects() { 2 * self.channels } else { 0 }
+    /// Which planes of the output are counts.
+    pub fn count_planes(&self) -> Range<usize> {
+        let counts = if self.combine.rejects() { 2 * self.channels } else { 0 };
+        self.image_planes()..self.image_planes() + counts
+    }
+
+    /// How many planes of the output, the last ones, are variances.
+    pub fn variance_planes(&self) -> usize {
+        if self.variance { self.channels } else { 0 }
     }
 
     /// Bytes of the output's planes.
     pub fn output_bytes(&self) -> u64 {
-        let each =
-            self.image_planes() * size_of::<f32>() + self.counted_planes() * size_of::<i16>();
+        let values = self.image_planes() + self.variance_planes();
+        let each = values * size_of::<f32>() + self.count_planes().len() * size_of::<i16>();
         [each, self.height, self.width]
             .iter()
             .fold(1, |product: u64, &n| product.saturating_mul(n as u64))

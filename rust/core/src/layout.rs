@@ -111,8 +111,9 @@ pub struct Traffic {
     pub sweeps: u64,
     /// Bytes of the scratch file of bounds that a pass of several sweeps needs.
     pub bounds_bytes: u64,
-    /// Bytes of scratch files that a second pass needs: one image, and the marks of the inputs (as
-    /// many as there are without gaps in their masks; with stacks, at most).
+    /// Bytes of scratch files that a second pass needs: one image, its variance if that is wanted,
+    /// and the marks of the inputs (as many as there are without gaps in their masks; with stacks,
+    /// at most).
     pub two_pass_bytes: u64,
 }
 
@@ -257,8 +258,8 @@ impl Layout {
         let plane = (job.height * job.width * size_of::<f32>()) as u64;
         traffic.bounds_bytes = job.bounds_planes() as u64 * plane;
         if job.two_pass.is_some() {
-            let image = job.channels * job.height * job.width * size_of::<f32>();
-            traffic.two_pass_bytes = (image + marks * size_of::<Mark>()) as u64;
+            let planes = (job.channels + job.variance_planes()) as u64;
+            traffic.two_pass_bytes = planes * plane + (marks * size_of::<Mark>()) as u64;
         }
         traffic
     }

@@ -19,6 +19,7 @@ pub mod geom;
 pub mod job;
 pub mod layout;
 mod load;
+mod noise;
 pub mod parallel;
 pub mod pass;
 pub mod photometry;

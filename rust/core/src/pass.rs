@@ -92,8 +92,8 @@ pub fn run_sweep(
     let (mut even, mut odd) = (arena(0)?, arena(1)?);
     let spare = Band::new(job, sweep, layout, chunk)?;
     let mut output = Output {
-        running: planes(sweep.running_planes(job.channels), layout.running_len(job), chunk)?,
-        bounds: planes(sweep.bounds_planes(job.channels), layout.block_area(job), chunk)?,
+        running: planes(sweep.running_planes(job), layout.running_len(job), chunk)?,
+        bounds: planes(sweep.bounds_planes(job), layout.block_area(job), chunk)?,
         band: Band::new(job, sweep, layout, chunk)?,
     };
 
@@ -182,7 +182,7 @@ struct Band {
 impl Band {
     fn new(job: &Job, sweep: Sweep, layout: Layout, ledger: &Arc<Ledger>) -> Result<Self> {
         let len = layout.band_rows.min(job.height) * job.width;
-        Ok(Self { planes: planes(sweep.finished_planes(job.channels), len, ledger)?, rows: 0..0 })
+        Ok(Self { planes: planes(sweep.finished_planes(job), len, ledger)?, rows: 0..0 })
     }
 }
 

@@ -4,6 +4,7 @@ use crate::coadd::Gather;
 use crate::coverage::marks::{LEAST_MASK, Marker};
 use crate::geom::{CellKind, CoordGrid, Rect, cubic};
 use crate::job::{Input, Job};
+use crate::noise;
 use crate::position::Clip;
 use crate::resample::{Kernel, Plane, RUN, Run, TapTable, sample};
 use crate::weights::{Patches, feather};
@@ -36,6 +37,8 @@ impl<'a> Loaded<'a> {
 pub struct Workspace {
     run: Run,
     values: Vec<[f32; RUN]>,
+    /// Shares of noise, a channel each; empty unless they are asked for.
+    shares: Vec<[f32; RUN]>,
     patches: Patches,
     /// Whether samples of the job may give way to others; found out with the first tile.
     gives_way: Option<bool>,
@@ -121,9 +124,10 @@ fn add_run(
     at: (i64, i64),
     space: &mut Workspace,
 ) -> u32 {
-    let Workspace { run, values, patches, gives_way } = space;
+    let Workspace { run, values, shares, patches, gives_way } = space;
+    let mut has_gaps = false;
     for (channel, values) in values.iter_mut().enumerate() {
-        sample(job.kernel, table, loaded.plane(channel), run, values);
+        has_gaps |= sample(job.kernel, table, loaded.plane(channel), run, values);
     }
     let mut weights = [input.weight; RUN];
     if input.weight_map.is_some() {
@@ -154,7 +158,36 @@ fn add_run(
     if *gives_way.get_or_insert_with(|| job.gives_way()) {
         tile.make_way(at, values, weights);
     }
-    tile.add(input, at, values, weights)
+    if tile.finds_variance() {
+        find_shares(job, table, input, loaded, run, (values, weights, has_gaps), shares);
+    }
+    tile.add(input, at, values, weights, shares)
+}
+
+/// Shares of noise of the samples of a run in every channel.
+#[inline(never)]
+fn find_shares(
+    job: &Job,
+    table: &TapTable,
+    input: &Input,
+    loaded: &Loaded,
+    run: &Run,
+    (values, weights, has_gaps): (&[[f32; RUN]], &[f64], bool),
+    shares: &mut Vec<[f32; RUN]>,
+) {
+    let has_variances = input.weight_map.is_some() && input.weighting.map.says_variance();
+    let map = has_variances.then(|| loaded.plane(job.channels));
+    let mut of_all = [0.0; RUN];
+    noise::shares(job.kernel, table, map, run, &mut of_all);
+    shares.resize(job.channels, [0.0; RUN]);
+    for (channel, shares) in shares.iter_mut().enumerate() {
+        *shares = of_all;
+        if has_gaps {
+            let planes = (loaded.plane(channel), map);
+            let samples = (&values[channel], weights);
+            noise::correct_shares(job.kernel, table, planes, run, samples, shares);
+        }
+    }
 }
 
 /// Mark where the mask of the input covers a run, of which `counted` samples are valid.

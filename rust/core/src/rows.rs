@@ -52,7 +52,7 @@ impl Bench {
     pub fn new(job: &Job, sweep: Sweep, leaves_marks: bool, ledger: &Arc<Ledger>) -> Result<Self> {
         let gathering = match sweep {
             Sweep::Tiles(rule) => {
-                let planes = rule.running_planes(job.channels);
+                let planes = rule.running_planes(job);
                 Gathering::Tiles(rule, TileBuffers::new(planes, ledger)?)
             }
             Sweep::Stacks(how) => Gathering::Stacks(how, Box::new(StackBuffers::new(job, ledger)?)),
@@ -157,7 +157,7 @@ fn compute_tiles(
         // Where the tile lies in planes of the block.
         let kept = Place { stride: rect.width(), column: (x - rect.x0) as usize };
         let bounds = Bounds { planes: &rows.bounds, place: kept };
-        let mut tile = Tile::new(rule, area, buffers, bounds, rejected);
+        let mut tile = Tile::new(scene.job, rule, area, buffers, bounds, rejected);
         if rows.is_first {
             tile.clear();
         } else {

@@ -47,9 +47,10 @@ pub fn run_pass(
     let Scratch { path, write_back } = scratch.ok_or_else(missing)?;
     File::create(path).map_err(|e| Error::writing(path, &e))?;
     let plane = (job.height * job.width * size_of::<f32>()) as u64;
-    let planes = first.finished_planes(job.channels) as u64;
+    let planes = first.finished_planes(job) as u64;
     let targets: Vec<_> = (0..planes).map(|k| (path.to_owned(), k * plane)).collect();
-    let bounds = FitsSink::open(targets.clone(), targets.len(), job.width, write_back)?;
+    let bounds =
+        FitsSink::open(targets.iter().cloned().map(Some).collect(), 0..0, job.width, write_back)?;
     let before = run(first, &bounds, None, None)?;
     let bounds = FilePlanes::open(targets, job.width)?;
     let stats = run(second, sink, marks, Some(&bounds))?;

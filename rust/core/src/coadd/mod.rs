@@ -10,6 +10,7 @@ mod estimate;
 mod stack;
 mod stream;
 mod tile;
+mod variance;
 
 pub use estimate::Estimator;
 pub use stack::{Stack, StackBuffers};
@@ -79,11 +80,11 @@ pub enum Rule {
 
 impl Rule {
     /// Running planes of a tile.
-    pub fn running_planes(self, channels: usize) -> usize {
+    pub fn running_planes(self, job: &Job) -> usize {
         match self {
-            Self::Value(_) => channels + 1,
-            Self::Moments(_) => stream::MOMENTS * channels + 1,
-            Self::Within(_) => stream::WITHIN * channels,
+            Self::Value(_) => job.channels + job.variance_planes() + 1,
+            Self::Moments(_) => stream::MOMENTS * job.channels + 1,
+            Self::Within(_) => stream::WITHIN * job.channels + job.variance_planes(),
         }
     }
 }
@@ -98,35 +99,28 @@ pub enum Sweep {
 }
 
 impl Sweep {
-    /// Planes that it finishes: the channels, the coverage, and, by channel, how many samples were
-    /// rejected below and above, if the method counts them; or the lower and upper bound of each
-    /// channel.
-    pub fn finished_planes(self, channels: usize) -> usize {
-        match self {
-            Self::Tiles(Rule::Moments(_)) => 2 * channels,
-            Self::Tiles(Rule::Within(_)) => 3 * channels + 1,
-            Self::Stacks(how) if how.estimator.rejects() => 3 * channels + 1,
-            Self::Tiles(Rule::Value(_)) | Self::Stacks(_) => channels + 1,
-        }
+    /// Planes that it finishes: those of the output, or the lower and upper bound of each channel.
+    pub fn finished_planes(self, job: &Job) -> usize {
+        if let Self::Tiles(Rule::Moments(_)) = self { 2 * job.channels } else { job.planes() }
     }
 
     /// Planes that come together while inputs come one after the other.
-    pub fn running_planes(self, channels: usize) -> usize {
+    pub fn running_planes(self, job: &Job) -> usize {
         match self {
-            Self::Tiles(rule) => rule.running_planes(channels),
+            Self::Tiles(rule) => rule.running_planes(job),
             Self::Stacks(_) => 0,
         }
     }
 
     /// Planes of bounds that it looks at.
-    pub fn bounds_planes(self, channels: usize) -> usize {
-        if matches!(self, Self::Tiles(Rule::Within(_))) { 2 * channels } else { 0 }
+    pub fn bounds_planes(self, job: &Job) -> usize {
+        if matches!(self, Self::Tiles(Rule::Within(_))) { 2 * job.channels } else { 0 }
     }
 
     /// Bytes that the tile or stack of one worker leases.
     pub fn worker_bytes(self, job: &Job) -> u64 {
         match self {
-            Self::Tiles(rule) => TileBuffers::bytes(rule.running_planes(job.channels)),
+            Self::Tiles(rule) => TileBuffers::bytes(rule.running_planes(job)),
             Self::Stacks(_) => StackBuffers::bytes(job),
         }
     }
@@ -200,12 +194,22 @@ pub trait Gather {
     /// The samples that follow are of this input.
     fn begin(&mut self, number: usize, input: &Input);
 
+    /// Whether it asks for shares of noise.
+    fn finds_variance(&self) -> bool;
+
     /// Let the samples of a run that begins at output pixel (x, y), and what is there already, give
     /// way to each other. Samples of negative weight are saturated: they stand only where all do.
     fn make_way(&mut self, at: (i64, i64), values: &mut [[f32; RUN]], weights: &[f64]);
 
     /// Bring in a run of samples of `input` that begins at output pixel (x, y): `values` per
-    /// channel (NaN = invalid, in all channels alike) and their weights. Returns how many count.
-    fn add(&mut self, input: &Input, at: (i64, i64), values: &[[f32; RUN]], weights: &[f64])
-    -> u32;
+    /// channel (NaN = invalid, in all channels alike), their weights, and, if they are asked for,
+    /// the shares of noise that each has (see [`crate::noise`]). Returns how many count.
+    fn add(
+        &mut self,
+        input: &Input,
+        at: (i64, i64),
+        values: &[[f32; RUN]],
+        weights: &[f64],
+        shares: &[[f32; RUN]],
+    ) -> u32;
 }

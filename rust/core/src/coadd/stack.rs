@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::estimate::{Column, LANES, Lanes, Verdict};
+use super::estimate::{Column, LANES, Lanes, Look, Verdict};
+use super::variance::{self, Sampled};
 use super::{COLUMNS, Gather, Place, ROWS, Stacked};
 use crate::Result;
 use crate::budget::{LeasedVec, Ledger, Zero};
@@ -20,6 +21,8 @@ pub struct StackBuffers {
     values: LeasedVec<f32>,
     /// By slot; empty when every input has one weight.
     weights: LeasedVec<f32>,
+    /// Shares of noise, as the values; empty when the variance is not wanted.
+    shares: LeasedVec<f32>,
     sorted: LeasedVec<Lanes>,
     /// By plane of the output.
     finished: LeasedVec<f32>,
@@ -62,7 +65,8 @@ fn has_maps(job: &Job) -> bool {
 impl StackBuffers {
     /// Bytes that [`new`](Self::new) leases.
     pub fn bytes(job: &Job) -> u64 {
-        let samples = capacity(job) * (job.channels + usize::from(has_maps(job)));
+        let values = job.channels + job.variance_planes();
+        let samples = capacity(job) * (values + usize::from(has_maps(job)));
         let states = usize::from(job.gives_way());
         let finished = (job.planes() + states) * most_pixels(job);
         let each = size_of::<Lanes>() + size_of::<Slot>();
@@ -75,6 +79,7 @@ impl StackBuffers {
         Ok(Self {
             values: ledger.zeroed(job.channels * samples)?,
             weights: ledger.zeroed(if has_maps(job) { samples } else { 0 })?,
+            shares: ledger.zeroed(job.variance_planes() * samples)?,
             sorted: ledger.zeroed(inputs)?,
             finished: ledger.zeroed(job.planes() * most_pixels(job))?,
             state: ledger.zeroed(if job.gives_way() { most_pixels(job) } else { 0 })?,
@@ -88,6 +93,7 @@ impl StackBuffers {
 pub struct Stack<'a> {
     rect: Rect,
     how: Stacked,
+    job: &'a Job,
     channels: usize,
     /// Distance between slots: the pixels, rounded up to full lanes.
     stride: usize,
@@ -114,7 +120,7 @@ impl<'a> Stack<'a> {
     /// An empty stack for `depth` inputs; `rect` is at most as large as
     /// [`extent`](Self::extent) says.
     pub fn begin(
-        job: &Job,
+        job: &'a Job,
         how: Stacked,
         rect: Rect,
         depth: usize,
@@ -123,14 +129,12 @@ impl<'a> Stack<'a> {
         let stride = rect.area().next_multiple_of(LANES);
         buffers.values[..job.channels * depth * stride].fill(f32::NAN);
         buffers.state.fill(0.0);
-        Self { rect, how, channels: job.channels, stride, depth, used: 0, buffers }
+        Self { rect, how, job, channels: job.channels, stride, depth, used: 0, buffers }
     }
 
-    /// Write the finished values, one plane a channel, then the coverage, then the numbers of
-    /// samples rejected below and above, if the method counts them, by channel. `rejected` is
-    /// added to by input.
+    /// Write the planes of the output. `rejected` is added to by input.
     pub fn finish(&mut self, planes: &mut [&mut [f32]], place: Place, rejected: &mut [u64]) {
-        estimate_all(self, planes.len());
+        estimate_all(self);
         let width = self.rect.width();
         for (plane, finished) in planes.iter_mut().zip(self.buffers.finished.chunks(self.stride)) {
             for (row, values) in finished[..self.rect.area()].chunks(width).enumerate() {
@@ -160,6 +164,11 @@ impl Gather for Stack<'_> {
                 Slot { input: number, weight: input.weight, ..Slot::default() };
             self.used += 1;
         }
+    }
+
+    #[inline(always)]
+    fn finds_variance(&self) -> bool {
+        self.job.variance
     }
 
     fn make_way(&mut self, at: (i64, i64), values: &mut [[f32; RUN]], weights: &[f64]) {
@@ -194,6 +203,7 @@ impl Gather for Stack<'_> {
         at: (i64, i64),
         values: &[[f32; RUN]],
         weights: &[f64],
+        shares: &[[f32; RUN]],
     ) -> u32 {
         let (len, pixel) = (weights.len(), self.pixel(at));
         let first = (self.used - 1) * self.stride + pixel;
@@ -211,38 +221,37 @@ impl Gather for Stack<'_> {
                 *target = weight.abs() as f32;
             }
         }
+        for (channel, shares) in shares.iter().enumerate() {
+            let slot = &mut self.buffers.shares[channel * self.depth * self.stride..][first..];
+            slot[..len].copy_from_slice(&shares[..len]);
+        }
         values[0][..len].iter().map(|value| u32::from(!value.is_nan())).sum()
     }
 }
 
 dispatched! {
-    /// Find the values of all pixels of a stack, for so many planes of the output.
-    fn estimate_all(stack: &mut Stack, planes: usize) = estimate_all_here
+    /// Find the values of all pixels of a stack.
+    fn estimate_all(stack: &mut Stack) = estimate_all_here
 }
 
 #[inline(always)]
-fn estimate_all_here(stack: &mut Stack, planes: usize) {
-    let (channels, stride, how) = (stack.channels, stack.stride, stack.how);
-    let StackBuffers { values, weights, sorted, finished, slots, verdicts, .. } =
+fn estimate_all_here(stack: &mut Stack) {
+    let (job, channels, stride, how) = (stack.job, stack.channels, stack.stride, stack.how);
+    let StackBuffers { values, weights, shares, sorted, finished, slots, verdicts, .. } =
         &mut *stack.buffers;
     let slots = &mut slots[..stack.used];
     let weights_differ =
         !weights.is_empty() || slots.iter().any(|slot| slot.weight != slots[0].weight);
     for first in (0..stride).step_by(LANES) {
-        let lanes = |channel: usize, slot: usize| -> &Lanes {
-            let at = (channel * stack.depth + slot) * stride + first;
-            values[at..].first_chunk().expect("slots are of full lanes")
-        };
-        let weights_of = |slot: usize, weight: f64| -> [f64; LANES] {
-            let map = weights.get(slot * stride + first..).and_then(|map| map.first_chunk());
-            map.map_or([weight; LANES], |map: &Lanes| map.map(f64::from))
-        };
+        let depth = stack.depth;
+        let sixteen = Sixteen { values, weights, shares, depth, stride, first };
         verdicts.clear();
         for channel in 0..channels {
-            let column = Column::of(sorted, (0..slots.len()).map(|slot| lanes(channel, slot)));
+            let lanes = |slot: usize| sixteen.values(channel, slot);
+            let column = Column::of(sorted, (0..slots.len()).map(lanes));
             let samples = |lane: usize| {
                 let each = slots.iter().enumerate().map(move |(k, slot)| {
-                    (f64::from(lanes(channel, k)[lane]), weights_of(k, slot.weight)[lane])
+                    (f64::from(lanes(k)[lane]), sixteen.weights(k, slot.weight)[lane])
                 });
                 each.filter(|(value, _)| !value.is_nan())
             };
@@ -252,30 +261,78 @@ fn estimate_all_here(stack: &mut Stack, planes: usize) {
             slot.kept = [true; LANES];
         }
         if how.together && channels > 1 {
-            agree(slots, verdicts, lanes);
+            agree(slots, verdicts, |channel, slot| sixteen.values(channel, slot));
         }
         let mut coverage = [0.0; LANES];
+        let mut put = |plane: usize, values: Lanes| {
+            finished[plane * stride + first..][..LANES].copy_from_slice(&values);
+        };
         for (channel, verdict) in verdicts.iter().enumerate() {
             let mut sums = Sums::default();
             for (k, slot) in slots.iter_mut().enumerate() {
-                let weight = weights_of(k, slot.weight);
-                slot.rejected += sums.add(verdict, lanes(channel, k), &weight, &slot.kept);
+                let weight = sixteen.weights(k, slot.weight);
+                slot.rejected += sums.add(verdict, sixteen.values(channel, k), &weight, &slot.kept);
             }
-            let value = sums.value(verdict);
-            let mut put = |plane: usize, values: Lanes| {
-                finished[plane * stride + first..][..LANES].copy_from_slice(&values);
-            };
-            put(channel, value);
-            if planes > channels + 1 {
+            put(channel, sums.value(verdict));
+            if how.estimator.rejects() {
                 put(channels + 1 + channel, sums.below);
                 put(2 * channels + 1 + channel, sums.above);
+            }
+            if job.variance {
+                let variance = sixteen.variances(job, channel, verdict, slots);
+                put(job.count_planes().end + channel, variance);
             }
             for lane in 0..LANES {
                 coverage[lane] += sums.weight[lane] / channels as f64;
             }
         }
-        let coverage = coverage.map(|weight| weight as f32);
-        finished[channels * stride + first..][..LANES].copy_from_slice(&coverage);
+        put(channels, coverage.map(|weight| weight as f32));
+    }
+}
+
+/// Sixteen pixels of a stack.
+#[derive(Clone, Copy)]
+struct Sixteen<'s> {
+    values: &'s [f32],
+    weights: &'s [f32],
+    shares: &'s [f32],
+    depth: usize,
+    stride: usize,
+    first: usize,
+}
+
+impl<'s> Sixteen<'s> {
+    #[inline(always)]
+    fn of(&self, planes: &'s [f32], channel: usize, slot: usize) -> &'s Lanes {
+        let at = (channel * self.depth + slot) * self.stride + self.first;
+        planes[at..].first_chunk().expect("slots are of full lanes")
+    }
+
+    /// The samples of a slot.
+    #[inline(always)]
+    fn values(&self, channel: usize, slot: usize) -> &'s Lanes {
+        self.of(self.values, channel, slot)
+    }
+
+    /// Their weights; `weight` is that of the input as a whole.
+    #[inline(always)]
+    fn weights(&self, slot: usize, weight: f64) -> [f64; LANES] {
+        let map = self.weights.get(slot * self.stride + self.first..);
+        map.and_then(|map| map.first_chunk())
+            .map_or([weight; LANES], |map: &Lanes| map.map(f64::from))
+    }
+
+    /// The variances of a channel.
+    #[inline(always)]
+    fn variances(&self, job: &Job, channel: usize, verdict: &Verdict, slots: &[Slot]) -> Lanes {
+        let samples = slots.iter().enumerate().map(|(k, slot)| Sampled {
+            values: self.values(channel, k),
+            shares: self.of(self.shares, channel, k),
+            weights: self.weights(k, slot.weight),
+            variance: job.inputs[slot.input].variance(channel),
+            kept: slot.kept,
+        });
+        variance::of_lanes(verdict, samples)
     }
 }
 
@@ -333,20 +390,8 @@ impl Sums {
     ) -> u64 {
         let mut rejected = [0_u32; LANES];
         for lane in 0..LANES {
-            let value = f64::from(sample[lane]);
-            let is_valid = !value.is_nan();
-            let (below, above, counts, drawn) = match verdict {
-                Verdict::Values(_) => (false, false, is_valid, 0.0),
-                Verdict::Keep(low, high) => {
-                    let (below, above) = (sample[lane] < low[lane], sample[lane] > high[lane]);
-                    (below, above, is_valid & kept[lane] & !below & !above, value)
-                }
-                Verdict::Draw(low, high) => {
-                    let (below, above) = (value < low[lane], value > high[lane]);
-                    let drawn = if below { low[lane] } else { value };
-                    (below, above, is_valid, if above { high[lane] } else { drawn })
-                }
-            };
+            let is_valid = !sample[lane].is_nan();
+            let Look { below, above, counts, drawn } = verdict.look(sample[lane], lane, kept[lane]);
             self.sum[lane] += if counts { weight[lane] * drawn } else { 0.0 };
             self.weight[lane] += if counts { weight[lane] } else { 0.0 };
             self.below[lane] += if below { 1.0 } else { 0.0 };

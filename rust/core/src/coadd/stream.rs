@@ -11,6 +11,7 @@
 
 use super::Streamed;
 use super::accumulate::Affine;
+use super::variance::Noise;
 use crate::resample::RUN;
 
 /// Running planes of a channel in the first sweep: the mean, and the sum of squared deviations from
@@ -103,6 +104,52 @@ fn compare(sample: f64, [low, high]: [&[f32]; 2], i: usize) -> (bool, bool) {
     (single < f64::from(low[i]), single > f64::from(high[i]))
 }
 
+/// What becomes of a sample in the second sweep.
+struct Fate {
+    is_kept: bool,
+    /// Whether it is the first that is kept, where others have stood in.
+    is_first: bool,
+    /// Whether it comes together with others because none is kept until now.
+    stands_in: bool,
+}
+
+/// The fate of a sample that lies within the bounds of its own channel, or does not, where this
+/// weight has come together before.
+#[inline(always)]
+fn fate_of<const TOGETHER: bool>(
+    is_valid: bool,
+    is_within: bool,
+    outside: f64,
+    total: f64,
+) -> Fate {
+    let is_kept = is_valid & is_within & (!TOGETHER | (outside == 0.0));
+    let is_first = TOGETHER & is_kept & (total < 0.0);
+    let stands_in = TOGETHER & is_valid & !is_kept & (total <= 0.0);
+    Fate { is_kept, is_first, stands_in }
+}
+
+/// Bring the variances of a run of one channel into the sum of those that count, each times its
+/// squared weight. `totals` are the weights from before this run.
+#[inline(always)]
+pub fn add_variance<const TOGETHER: bool>(
+    affine: Affine,
+    (values, weights): (&[f32], &[f64]),
+    noise: Noise,
+    bounds: [&[f32]; 2],
+    outside: &Outside,
+    totals: &[f64],
+    variances: &mut [f64],
+) {
+    for (i, state) in variances.iter_mut().enumerate() {
+        let (below, above) = compare(sample_of(affine, values[i]), bounds, i);
+        let is_within = !below & !above;
+        let fate = fate_of::<TOGETHER>(!values[i].is_nan(), is_within, outside[i], totals[i]);
+        let before = if fate.is_first { 0.0 } else { *state };
+        let more = weights[i] * weights[i] * noise.of(i);
+        *state = before + if fate.is_kept | fate.stands_in { more } else { 0.0 };
+    }
+}
+
 /// Bring a run of one channel into its sums. Returns how many samples are left out.
 ///
 /// With `TOGETHER` those are left out, too, that lie `outside` in some channel. Then none may be
@@ -123,10 +170,9 @@ pub fn add_within<const TOGETHER: bool>(
         let sample = sample_of(affine, value);
         let (below, above) = compare(sample, bounds, i);
         let is_valid = !value.is_nan();
-        let is_kept = is_valid & !below & !above & (!TOGETHER | (outside[i] == 0.0));
-        let is_first = TOGETHER & is_kept & (totals[i] < 0.0);
+        let fate = fate_of::<TOGETHER>(is_valid, !below & !above, outside[i], totals[i]);
+        let Fate { is_kept, is_first, stands_in } = fate;
         let (sum, total) = if is_first { (0.0, 0.0) } else { (sums[i], totals[i]) };
-        let stands_in = TOGETHER & is_valid & !is_kept & (total <= 0.0);
         let weighted = weights[i] * sample;
         sums[i] = sum + if is_kept | stands_in { weighted } else { 0.0 };
         let weight = if is_kept { weights[i] } else { -weights[i] };

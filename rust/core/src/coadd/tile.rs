@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use super::accumulate::{self, Affine};
 use super::stream::{self, Outside};
+use super::variance::{self, Noise};
 use super::{Gather, Rule, Running, Streamed};
 use crate::Result;
 use crate::budget::{LeasedVec, Ledger};
 use crate::geom::Rect;
-use crate::job::Input;
+use crate::job::{Input, Job};
 use crate::resample::RUN;
 
 /// Rows of a tile at most. With [`COLUMNS`] it decides how much of the sources is touched again
@@ -76,6 +77,8 @@ impl<'a> Bounds<'a> {
 pub struct Tile<'a> {
     rect: Rect,
     rule: Rule,
+    channels: usize,
+    finds_variance: bool,
     buffers: &'a mut TileBuffers,
     bounds: Bounds<'a>,
     /// Of the present run; all zero unless channels reject together.
@@ -89,13 +92,17 @@ impl<'a> Tile<'a> {
     /// A tile of what is in the buffers; `rect` is at most [`COLUMNS`] by [`ROWS`].
     #[inline(always)]
     pub fn new(
+        job: &Job,
         rule: Rule,
         rect: Rect,
         buffers: &'a mut TileBuffers,
         bounds: Bounds<'a>,
         rejected: &'a mut [u64],
     ) -> Self {
-        Self { rect, rule, buffers, bounds, outside: [0.0; RUN], input: 0, rejected }
+        let (channels, outside) = (job.channels, [0.0; RUN]);
+        // Bounds do not depend on it.
+        let finds_variance = job.variance && !matches!(rule, Rule::Moments(_));
+        Self { rect, rule, channels, finds_variance, buffers, bounds, outside, input: 0, rejected }
     }
 
     /// Begin with nothing.
@@ -153,12 +160,18 @@ impl<'a> Tile<'a> {
         planes: &mut [&mut [f32]],
         out: Range<usize>,
     ) {
-        let (coverage, images) = planes.split_last_mut().expect("there is a coverage plane");
+        let (images, rest) = planes.split_at_mut(self.channels);
+        let (coverage, variances) = rest.split_first_mut().expect("there is a coverage plane");
         let (weights, running) = self.buffers.planes.split_last().expect("there are weights");
+        let (running, running_variances) = running.split_at(self.channels);
         let weights = &weights[tile.clone()];
         for (image, running) in images.iter_mut().zip(running) {
             let image = &mut image[out.clone()];
             accumulate::finish(combine, &running[tile.clone()], weights, image);
+        }
+        for (target, running) in variances.iter_mut().zip(running_variances) {
+            let target = &mut target[out.clone()];
+            variance::finish(combine, &running[tile.clone()], weights, target);
         }
         for (target, &weight) in coverage[out].iter_mut().zip(weights) {
             *target = weight.abs() as f32;
@@ -185,15 +198,21 @@ impl<'a> Tile<'a> {
 
     #[inline(always)]
     fn finish_within(&self, tile: Range<usize>, planes: &mut [&mut [f32]], out: Range<usize>) {
-        let within: &[[_; stream::WITHIN]] = self.buffers.planes.as_chunks().0;
+        let (within, running) = self.buffers.planes.split_at(stream::WITHIN * self.channels);
+        let within: &[[_; stream::WITHIN]] = within.as_chunks().0;
         let (images, rest) = planes.split_at_mut(within.len());
-        let (coverage, counts) = rest.split_first_mut().expect("there is a coverage plane");
-        let (below, above) = counts.split_at_mut(within.len());
+        let (coverage, rest) = rest.split_first_mut().expect("there is a coverage plane");
+        let (below, rest) = rest.split_at_mut(within.len());
+        let (above, variances) = rest.split_at_mut(within.len());
         for (channel, planes) in within.iter().enumerate() {
             let planes = planes.each_ref().map(|plane| &plane[tile.clone()]);
             let image = &mut images[channel][out.clone()];
             let counts = [&mut below[channel], &mut above[channel]];
             stream::finish_within(planes, image, counts.map(|plane| &mut plane[out.clone()]));
+        }
+        for ((target, running), [_, totals, _]) in variances.iter_mut().zip(running).zip(within) {
+            let target = &mut target[out.clone()];
+            variance::finish(Running::Mean, &running[tile.clone()], &totals[tile.clone()], target);
         }
         for (target, pixel) in coverage[out].iter_mut().zip(tile) {
             let weights = within.iter().map(|[_, totals, _]| totals[pixel].abs());
@@ -207,6 +226,7 @@ struct Samples<'r> {
     input: &'r Input,
     values: &'r [[f32; RUN]],
     weights: &'r [f64],
+    shares: &'r [[f32; RUN]],
     row: usize,
     column: usize,
     /// In the planes of the buffers.
@@ -221,6 +241,13 @@ impl<'r> Samples<'r> {
         let affine = Affine { gain: input.gain[channel], offset: input.offset[channel] };
         (affine, &values[channel][..weights.len()])
     }
+
+    /// Noise of a channel.
+    #[inline(always)]
+    fn noise_of(&self, channel: usize) -> Noise<'r> {
+        let shares = &self.shares[channel][..self.weights.len()];
+        Noise { variance: self.input.variance(channel), shares }
+    }
 }
 
 impl Tile<'_> {
@@ -229,7 +256,15 @@ impl Tile<'_> {
     fn add_values(&mut self, combine: Running, samples: &Samples) -> u32 {
         let Samples { weights, span, .. } = samples;
         let (seen, running) = self.buffers.planes.split_last_mut().expect("there are weights");
+        let (running, variances) = running.split_at_mut(self.channels);
         let seen = &mut seen[span.clone()];
+        // First, since what is there already says what is chosen.
+        for (channel, state) in variances.iter_mut().enumerate() {
+            let (affine, values) = samples.of(channel);
+            let (running, noise) = (&running[channel][span.clone()], samples.noise_of(channel));
+            let (state, samples) = (&mut state[span.clone()], (values, *weights));
+            variance::add(combine, affine, samples, noise, seen, running, state);
+        }
         for (channel, running) in running.iter_mut().enumerate() {
             let (affine, values) = samples.of(channel);
             let running = &mut running[span.clone()];
@@ -259,7 +294,9 @@ impl Tile<'_> {
     fn add_within<const TOGETHER: bool>(&mut self, samples: &Samples) -> u32 {
         let Samples { weights, row, column, span, .. } = samples;
         let (bounds, outside) = (self.bounds, &mut self.outside);
-        let within: &mut [[_; stream::WITHIN]] = self.buffers.planes.as_chunks_mut().0;
+        let planes = &mut self.buffers.planes;
+        let (within, variances) = planes.split_at_mut(stream::WITHIN * self.channels);
+        let within: &mut [[_; stream::WITHIN]] = within.as_chunks_mut().0;
         if TOGETHER {
             outside.fill(0.0);
             for channel in 0..within.len() {
@@ -267,6 +304,17 @@ impl Tile<'_> {
                 let bounds = bounds.at(channel, *row, *column);
                 stream::count_outside(affine, values, bounds, outside);
             }
+        }
+        // First, since what is there already says what stands in.
+        for (channel, state) in variances.iter_mut().enumerate() {
+            let (affine, values) = samples.of(channel);
+            let bounds = bounds.at(channel, *row, *column);
+            let totals = &within[channel][1][span.clone()];
+            let (state, noise) = (&mut state[span.clone()], samples.noise_of(channel));
+            let samples = (values, *weights);
+            stream::add_variance::<TOGETHER>(
+                affine, samples, noise, bounds, outside, totals, state,
+            );
         }
         let mut left_out = 0;
         for (channel, within) in within.iter_mut().enumerate() {
@@ -285,6 +333,11 @@ impl Gather for Tile<'_> {
     #[inline(always)]
     fn begin(&mut self, number: usize, _input: &Input) {
         self.input = number;
+    }
+
+    #[inline(always)]
+    fn finds_variance(&self) -> bool {
+        self.finds_variance
     }
 
     // The running weight, or number, is negative where all samples are saturated, so that whoever
@@ -330,6 +383,7 @@ impl Gather for Tile<'_> {
         (x, y): (i64, i64),
         values: &[[f32; RUN]],
         weights: &[f64],
+        shares: &[[f32; RUN]],
     ) -> u32 {
         let (row, column) = ((y - self.rect.y0) as usize, (x - self.rect.x0) as usize);
         let first = row * self.rect.width() + column;
@@ -340,7 +394,7 @@ impl Gather for Tile<'_> {
         }
         let weights =
             if let Rule::Within(_) = self.rule { &sizes[..weights.len()] } else { weights };
-        let samples = Samples { input, values, weights, row, column, span };
+        let samples = Samples { input, values, weights, shares, row, column, span };
         match self.rule {
             Rule::Value(combine) => self.add_values(combine, &samples),
             Rule::Moments(_) => self.add_moments(&samples),

@@ -15,6 +15,7 @@ pub const LEAST_RATIO: f32 = 0.4;
 /// A sink for pass two that keeps pass one where pass two is much darker.
 pub struct MergeSink<'a> {
     first: &'a dyn Planes,
+    variance: Option<&'a dyn Planes>,
     epsilon: f32,
     width: usize,
     inner: &'a dyn Sink,
@@ -22,11 +23,17 @@ pub struct MergeSink<'a> {
 }
 
 impl<'a> MergeSink<'a> {
-    /// `first` is pass one, its image and coverage; `epsilon` is added to its luminance before
-    /// that of pass two is divided by it.
-    pub fn new(first: &'a dyn Planes, epsilon: f64, width: usize, inner: &'a dyn Sink) -> Self {
+    /// `first` is pass one, its image and coverage; `variance` that of its channels, if pass two
+    /// finds it, too; `epsilon` is added to its luminance before that of pass two is divided by it.
+    pub fn new(
+        first: &'a dyn Planes,
+        variance: Option<&'a dyn Planes>,
+        epsilon: f64,
+        width: usize,
+        inner: &'a dyn Sink,
+    ) -> Self {
         let replaced = AtomicU64::new(0);
-        Self { first, epsilon: epsilon as f32, width, inner, replaced }
+        Self { first, variance, epsilon: epsilon as f32, width, inner, replaced }
     }
 
     /// Pixels that are pass two's.
@@ -43,7 +50,9 @@ impl<'a> MergeSink<'a> {
 impl Sink for MergeSink<'_> {
     fn finish(&self, rows: Range<usize>, planes: &mut [&mut [f32]]) -> Result<()> {
         let (images, rest) = planes.split_at_mut(self.first.count() - 1);
-        let coverage = &rest[0];
+        let (coverage, rest) = rest.split_first_mut().expect("there is a coverage plane");
+        let first_variance = rest.len() - self.variance.map_or(0, Planes::count);
+        let variances = &mut rest[first_variance..];
         let mut before = vec![0.0; images.len() * self.width];
         let (mut first, mut second) = (vec![0.0; self.width], vec![0.0; self.width]);
         let mut replaced = 0;
@@ -60,6 +69,12 @@ impl Sink for MergeSink<'_> {
             replaced += second.iter().filter(|ratio| **ratio >= LEAST_RATIO).count() as u64;
             for (image, row) in images.iter_mut().zip(of_first) {
                 merge(&second, row, &mut image[span.clone()]);
+            }
+            if let Some(before) = self.variance {
+                for (channel, variance) in variances.iter_mut().enumerate() {
+                    before.read(channel, y, &mut first)?;
+                    merge(&second, &first, &mut variance[span.clone()]);
+                }
             }
         }
         self.replaced.fetch_add(replaced, Ordering::Relaxed);

@@ -198,6 +198,7 @@ mod tests {
             weight: 1.0,
             gain: vec![1.0; channels],
             offset: vec![0.0; channels],
+            noise: vec![1.0; channels],
         };
         let kernel = Kernel::Bilinear;
         let inputs = vec![input; inputs];
@@ -210,6 +211,7 @@ mod tests {
             inputs,
             matching: None,
             two_pass: None,
+            variance: false,
         }
     }
 

@@ -550,6 +550,7 @@ mod tests {
             weight: 1.0,
             gain: vec![1.0; 2],
             offset: vec![0.0; 2],
+            noise: vec![1.0; 2],
         });
         let job = Job {
             height: 900,
@@ -560,6 +561,7 @@ mod tests {
             inputs: inputs.collect(),
             matching: None,
             two_pass: None,
+            variance: false,
         };
         let lattice = Lattice::of(&job);
         assert_eq!(lattice, Lattice { spacing: 8, across: 150, down: 113 });

@@ -11,6 +11,7 @@ mod nearest;
 mod separable;
 
 pub use separable::TapTable;
+pub(crate) use separable::first_tap;
 
 /// Taps up to this size do not decide whether a sample is valid.
 pub const LEAST_TAP: f32 = 1e-6;
@@ -90,12 +91,25 @@ pub struct Plane<'a> {
 /// Values that must follow the last row of a plane, because rows of taps are read eight at a time.
 pub const SLACK: usize = 8;
 
-/// Sample `plane` at the positions of `run`; NaN where invalid.
+/// Sample `plane` at the positions of `run`; NaN where invalid. Whether some of the samples may be
+/// from fewer taps that have weight than the kernel has.
 #[inline(always)]
-pub fn sample(kernel: Kernel, table: &TapTable, plane: Plane, run: &Run, out: &mut [f32; RUN]) {
+pub fn sample(
+    kernel: Kernel,
+    table: &TapTable,
+    plane: Plane,
+    run: &Run,
+    out: &mut [f32; RUN],
+) -> bool {
     match kernel {
-        Kernel::Nearest => nearest::sample(plane, run, out),
-        Kernel::Bilinear => bilinear::sample(plane, run, out),
+        Kernel::Nearest => {
+            nearest::sample(plane, run, out);
+            false
+        }
+        Kernel::Bilinear => {
+            bilinear::sample(plane, run, out);
+            false
+        }
         Kernel::Bicubic | Kernel::Lanczos2 => separable::sample::<4>(table, plane, run, out),
         Kernel::Lanczos3 => separable::sample::<6>(table, plane, run, out),
     }

@@ -14,7 +14,7 @@ pub type Target = (PathBuf, u64);
 
 /// Writes rows into files whose headers, if any, somebody else has written.
 pub struct FitsSink {
-    planes: Vec<Plane>,
+    planes: Vec<Option<Plane>>,
     width: usize,
     write_back: bool,
 }
@@ -30,26 +30,30 @@ struct Plane {
 const COUNTS_AT_ONCE: usize = 8192;
 
 impl FitsSink {
-    /// Each plane has its target, in a file that exists; planes without one are dropped. Those from
-    /// `counts` on are stored as whole numbers of 16 bits. With `write_back` each band is sent to the
+    /// Each plane has its target, in a file that exists; planes without one are dropped. Those in
+    /// `counts` are stored as whole numbers of 16 bits. With `write_back` each band is sent to the
     /// disk at once and the one before it is waited for, so that no more than two bands of dirty
     /// pages exist: under a memory limit of the system those would kill.
     pub fn open(
-        targets: Vec<Target>,
-        counts: usize,
+        targets: Vec<Option<Target>>,
+        counts: Range<usize>,
         width: usize,
         write_back: bool,
     ) -> Result<Self> {
-        let mut planes: Vec<Plane> = Vec::with_capacity(targets.len());
+        let mut planes: Vec<Option<Plane>> = Vec::with_capacity(targets.len());
         for (k, target) in targets.into_iter().enumerate() {
-            let known = planes.iter().find(|plane| plane.target.0 == target.0);
+            let Some(target) = target else {
+                planes.push(None);
+                continue;
+            };
+            let known = planes.iter().flatten().find(|plane| plane.target.0 == target.0);
             let file = if let Some(plane) = known {
                 Arc::clone(&plane.file)
             } else {
                 let file = File::options().write(true).open(&target.0);
                 Arc::new(file.map_err(|e| Error::writing(&target.0, &e))?)
             };
-            planes.push(Plane { target, file, is_count: k >= counts });
+            planes.push(Some(Plane { target, file, is_count: counts.contains(&k) }));
         }
         Ok(Self { planes, width, write_back })
     }
@@ -58,7 +62,7 @@ impl FitsSink {
 impl Sink for FitsSink {
     fn finish(&self, _rows: Range<usize>, planes: &mut [&mut [f32]]) -> Result<()> {
         for (plane, values) in self.planes.iter().zip(planes) {
-            if !plane.is_count {
+            if plane.as_ref().is_some_and(|plane| !plane.is_count) {
                 crate::cpu::encode(values);
             }
         }
@@ -67,6 +71,7 @@ impl Sink for FitsSink {
 
     fn write(&self, rows: Range<usize>, planes: &[&[f32]]) -> Result<()> {
         for (plane, values) in self.planes.iter().zip(planes) {
+            let Some(plane) = plane else { continue };
             let Plane { target: (path, offset), file, is_count } = plane;
             let size = if *is_count { size_of::<i16>() } else { size_of::<f32>() };
             let at = offset + (rows.start * self.width * size) as u64;
@@ -183,9 +188,9 @@ mod tests {
         File::create(&path).unwrap();
         // More than are brought into their form at once, from the second row on.
         let width = COUNTS_AT_ONCE + 3;
-        let sink = FitsSink::open(vec![(path.clone(), 4)], 0, width, false).unwrap();
+        let sink = FitsSink::open(vec![None, Some((path.clone(), 4))], 1..2, width, false).unwrap();
         let values: Vec<f32> = (0..width).map(|k| 4.0 * k as f32).collect();
-        sink.write(1..2, &[&values]).unwrap();
+        sink.write(1..2, &[&values, &values, &values]).unwrap();
         let bytes = std::fs::read(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
         let (stored, rest) = bytes[4 + 2 * width..].as_chunks();

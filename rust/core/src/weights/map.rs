@@ -32,6 +32,11 @@ impl MapKind {
         })
     }
 
+    /// Whether its weights are the inverse variances of the pixels, and not just in proportion.
+    pub fn says_variance(self) -> bool {
+        matches!(self, Self::Variance | Self::Rms)
+    }
+
     /// Turn values of the map into weights above 0; NaN where there is none.
     pub fn convert(self, values: &mut [f32]) {
         match self {

@@ -14,6 +14,7 @@ use crate::geom::Rect;
 
 pub use feather::feather;
 pub use map::MapKind;
+pub(crate) use saturation::is_hidden;
 pub use saturation::{Patches, Saturation};
 
 /// How the pixels of an input are weighed, beside its weight as a whole.

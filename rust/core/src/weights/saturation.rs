@@ -61,8 +61,9 @@ impl Saturation {
     }
 }
 
+/// Whether an invalid pixel is a saturated one.
 #[inline(always)]
-fn is_hidden(pixel: f32) -> bool {
+pub(crate) fn is_hidden(pixel: f32) -> bool {
     pixel.is_nan() && pixel.to_bits() != PLAIN
 }
 

@@ -115,6 +115,41 @@ pub enum Verdict {
     Draw([f64; LANES], [f64; LANES]),
 }
 
+/// What a verdict means for one sample.
+#[derive(Clone, Copy, Debug)]
+pub struct Look {
+    /// Whether it lies below what is kept, or is drawn in from there.
+    pub below: bool,
+    /// The same above.
+    pub above: bool,
+    /// Whether it counts in the mean.
+    pub counts: bool,
+    /// With which value.
+    pub drawn: f64,
+}
+
+impl Verdict {
+    /// Look at a sample of a lane, NaN if it is invalid; `is_kept` is whether all channels keep it.
+    #[inline(always)]
+    pub fn look(&self, sample: f32, lane: usize, is_kept: bool) -> Look {
+        let value = f64::from(sample);
+        let is_valid = !value.is_nan();
+        let (below, above, counts, drawn) = match self {
+            Self::Values(_) => (false, false, is_valid, 0.0),
+            Self::Keep(low, high) => {
+                let (below, above) = (sample < low[lane], sample > high[lane]);
+                (below, above, is_valid & is_kept & !below & !above, value)
+            }
+            Self::Draw(low, high) => {
+                let (below, above) = (value < low[lane], value > high[lane]);
+                let drawn = if below { low[lane] } else { value };
+                (below, above, is_valid, if above { high[lane] } else { drawn })
+            }
+        };
+        Look { below, above, counts, drawn }
+    }
+}
+
 impl Estimator {
     /// The verdict on a column; that on lanes without samples means nothing. `samples` are the
     /// values and weights of a lane, in job order.

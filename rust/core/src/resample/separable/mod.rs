@@ -50,8 +50,9 @@ impl TapTable {
         table
     }
 
+    /// The taps of a run at these fractions, one row a tap.
     #[inline(always)]
-    fn taps<const N: usize>(&self, fractions: &[f32; RUN], taps: &mut [[f32; RUN]; N]) {
+    pub(crate) fn taps<const N: usize>(&self, fractions: &[f32; RUN], taps: &mut [[f32; RUN]; N]) {
         for (k, row) in taps.iter_mut().enumerate() {
             let (c, at_centre) = (&self.coefficients[k], self.at_centre[k]);
             for (tap, fraction) in row.iter_mut().zip(fractions) {
@@ -116,9 +117,14 @@ pub struct Taps<const N: usize> {
     totals: [f32; RUN],
 }
 
-/// Values of `N` × `N` pixels around each position, weighted.
+/// Values of `N` × `N` pixels around each position, weighted. Whether some of these are invalid.
 #[inline(always)]
-pub fn sample<const N: usize>(table: &TapTable, plane: Plane, run: &Run, out: &mut [f32; RUN]) {
+pub fn sample<const N: usize>(
+    table: &TapTable,
+    plane: Plane,
+    run: &Run,
+    out: &mut [f32; RUN],
+) -> bool {
     let mut taps = Taps { across: [[0.0; RUN]; N], down: [[0.0; RUN]; N], totals: [0.0; RUN] };
     table.taps(&run.fx, &mut taps.across);
     table.taps(&run.fy, &mut taps.down);
@@ -135,7 +141,8 @@ pub fn sample<const N: usize>(table: &TapTable, plane: Plane, run: &Run, out: &m
     #[cfg(not(target_arch = "x86_64"))]
     native::weigh(plane, run, &taps, out);
 
-    if out.iter().any(|value| value.is_nan()) {
+    let has_nan = out.iter().any(|value| value.is_nan());
+    if has_nan {
         for i in 0..run.len {
             if out[i].is_nan() && !run.fx[i].is_nan() {
                 let pairs = std::array::from_fn(|k| (taps.across[k][i], taps.down[k][i]));
@@ -143,6 +150,7 @@ pub fn sample<const N: usize>(table: &TapTable, plane: Plane, run: &Run, out: &m
             }
         }
     }
+    has_nan
 }
 
 #[inline(always)]
@@ -152,7 +160,7 @@ fn sum_of<const N: usize>(taps: &[[f32; RUN]; N], i: usize) -> f32 {
 
 /// Index of the first pixel under the taps of a position.
 #[inline(always)]
-fn first_tap<const N: usize>(plane: Plane, run: &Run, i: usize) -> usize {
+pub(crate) fn first_tap<const N: usize>(plane: Plane, run: &Run, i: usize) -> usize {
     run.index[i] as usize - (N / 2 - 1) * (plane.stride + 1)
 }
 
