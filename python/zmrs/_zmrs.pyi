@@ -156,7 +156,7 @@ class Input:
         weight_map: Source | None = None,
         map_kind: str = "weight",
         alpha_full: float = 1.0,
-        border_px: tuple[int, int] = (0, 0),
+        border_px: tuple[int, int] = ...,
         feather_px: float = 0.0,
         zero_is_blank: bool = False,
         saturation: float | None = None,
