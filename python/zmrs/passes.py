@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from zmrs.config import Options
     from zmrs.events import Event
     from zmrs.photometry import Matching
-    from zmrs.pipeline import Prepared
     from zmrs.post_stack import Targets, TwoPass
+    from zmrs.prepare import Prepared
 
 __all__ = ["Arrays", "Passes"]
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from zmrs.config import Options
     from zmrs.events import Event
-    from zmrs.pipeline import Prepared
+    from zmrs.prepare import Prepared
 
 __all__ = ["Matching", "match", "rules"]
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from zmrs.config import Options
     from zmrs.photometry import Matching
-    from zmrs.pipeline import Prepared
+    from zmrs.prepare import Prepared
 
 Targets = list[tuple["Path", int]]
 SomeTargets = list[tuple["Path", int] | None]

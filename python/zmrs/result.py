@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from zmrs.config import Options
     from zmrs.passes import Arrays
     from zmrs.photometry import Matching
-    from zmrs.pipeline import Prepared
     from zmrs.plan import Plan
     from zmrs.post_stack import TwoPass
+    from zmrs.prepare import Prepared
 
 _Number = TypeVar("_Number", bound=np.generic)
 

@@ -75,8 +75,8 @@ def plan(
 ) -> None:
     """Say what a mosaic would take, without reading a pixel."""
     from zmrs.cli.foretell import as_dict, as_text  # noqa: PLC0415
-    from zmrs.pipeline import prepare  # noqa: PLC0415
     from zmrs.placing import scratch_folder  # noqa: PLC0415
+    from zmrs.prepare import prepare  # noqa: PLC0415
 
     del debug, output
     logging_to(verbose=verbose, quiet=quiet, log_file=log_file)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from zmrs.plan import REASONS
 
 if TYPE_CHECKING:
-    from zmrs.pipeline import Prepared
+    from zmrs.prepare import Prepared
 
 __all__ = ["as_dict", "as_text"]
 
