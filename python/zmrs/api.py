@@ -65,8 +65,9 @@ def mosaic(
         ``nearest``, ``bilinear``, ``bicubic``, ``lanczos2`` or ``lanczos3``.
     combine
         ``mean``, ``sum``, ``min``, ``max``, ``first``, ``last``, ``median``, or a rejecting one:
-        ``kappa-sigma``, ``winsorized``, ``winsorized-reference``, ``winsor-percentile``; ``kappa``,
-        ``winsor`` and ``reject_together`` among the `options` say how.
+        ``kappa-sigma``, ``kappa-sigma-stream``, ``winsorized``, ``winsorized-reference``,
+        ``winsor-percentile``; ``kappa``, ``winsor`` and ``reject_together`` among the `options` say
+        how.
     match
         Photometric matching: ``offset`` brings inputs to a common sky level where they overlap,
         ``gain`` to a common scale before, ``none`` takes them as they are; ``match_gain_limits``,

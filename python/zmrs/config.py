@@ -267,12 +267,12 @@ class Options:
             )
         if self.weights is not None:
             weight_rule(self.weights, self.weight_type)
-        if not 0 <= self.border_mask < 50:
+        if not _is_within(self.border_mask, 0, 50):
             raise UsageError(
-                f"--border-mask: {self.border_mask:g} % leaves nothing; give 0 to below 50."
+                f"--border-mask: {as_text(self.border_mask)} % leaves nothing; give 0 to below 50."
             )
-        if not 0 <= self.feather < math.inf:
-            raise UsageError(f"--feather: {self.feather:g} px is no width; give 0 or more.")
+        if not _is_within(self.feather, 0, math.inf):
+            raise UsageError(f"--feather: {as_text(self.feather)} px is no width; give 0 or more.")
         if self.combine == "kappa-sigma-stream" and min(kappa) < 1:
             raise UsageError(
                 f"--kappa: {as_text(kappa)} may leave no sample to kappa-sigma-stream; give "
@@ -284,11 +284,7 @@ class Options:
                 " 0.5."
             )
         sigma = self.two_pass_sigma
-        try:
-            is_blur = 0 <= sigma <= MOST_SIGMA_PX
-        except TypeError:
-            is_blur = False
-        if not is_blur:
+        if not _is_within(sigma, 0, math.nextafter(MOST_SIGMA_PX, math.inf)):
             raise UsageError(
                 f"--two-pass-sigma: {as_text(sigma)} px is no blur; give 0 to {MOST_SIGMA_PX}."
             )
@@ -338,6 +334,11 @@ def _numbers(given: Any) -> tuple[float, ...]:
         return tuple(float(value) for value in values)
     except (TypeError, ValueError):
         return ()
+
+
+def _is_within(value: Any, low: float, above: float) -> bool:
+    """Whether this is a number from `low` to below `above`."""
+    return len(_numbers(value)) == 1 and low <= _numbers(value)[0] < above
 
 
 def are_gains(clip: Any) -> bool:

@@ -15,7 +15,7 @@ from astropy.io import fits
 
 import zmrs
 from child import MIB, run, run_code, run_witnessed, tree
-from sky import alive, constant_frames, write_image
+from sky import alive, constant_frames, frame_wcs, write_image
 from zmrs.cli.doctor import as_dict, as_text, examine
 from zmrs.config import Options
 from zmrs.plan import REASONS, Plan, describe, phase5_plan
@@ -64,6 +64,26 @@ def test_one_plan(words: tuple[str, ...], frames: Path, tmp_path: Path) -> None:
     assert done.stats["leased_peak_bytes"] <= done.stats["allowed_bytes"]
     for figure in ("read_bytes", "write_bytes", "scratch_bytes"):
         assert done.stats[figure] == told[figure], figure
+
+
+@pytest.mark.parametrize("kernel", ["nearest", "lanczos3"])
+def test_bytes_of_turned_and_smaller_frames_are_foretold(kernel: str, tmp_path: Path) -> None:
+    """Windows that stick out of the frame, and rows of which only a part is needed."""
+    rng = np.random.default_rng(4)
+    (tmp_path / "in").mkdir()
+    for k, angle in enumerate((0.0, 3.0, 48.0, 91.0)):
+        wcs = frame_wcs((110, 141), angle)
+        wcs.wcs.crpix += rng.uniform(-60, 60, 2)
+        image = rng.normal(100.0, 5.0, (110, 141)).astype(np.float32)
+        write_image(tmp_path / "in" / f"{k}.fits", image, wcs)
+    for more in ([], ["--memory", "100MiB", "--two-pass"]):
+        words = [tmp_path / "in", "--kernel", kernel, "--rotate", "33", "--scale", "2.9", *more]
+        told = json.loads(run("plan", *words, "--json").out)
+        out = ["-o", tmp_path / "out.fits", "--overwrite"]
+        done = run_witnessed(tmp_path / "stats", "mosaic", *words, *out)
+        assert done.status == 0, done.err
+        assert done.stats["read_bytes"] == told["read_bytes"]
+        assert done.stats["scratch_bytes"] == told["scratch_bytes"]
 
 
 def test_two_sweeps_are_foretold(frames: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@
 //! once or twice instead of once a band.
 
 use std::collections::HashSet;
+use std::ops::Range;
 
 use crate::budget::Projection;
 use crate::coadd::{COLUMNS, ROWS, Stack};
@@ -239,7 +240,7 @@ impl Layout {
             traffic.blocks += usize::from(step.is_first);
             for window in &step.windows {
                 let kept = before.as_ref().and_then(|b| window.kept(&b.windows));
-                let kept = kept.map_or(0, |(_, rows)| (rows.end - rows.start) as u64);
+                let kept = kept.map_or(0..0, |(_, rows)| rows);
                 let input = &job.inputs[window.input];
                 let served = Rect::new(window.out_x.clone(), step.rect.y0..step.rect.y1);
                 let served = served.intersect(&input.grid.rect());
@@ -247,7 +248,7 @@ impl Layout {
                 let columns = if job.combine.is_stacked() { Stack::LEAST_COLUMNS } else { COLUMNS };
                 marks += served.height() * tiles_across(&served, &step.rect, columns);
                 for source in input.sources() {
-                    traffic.read_bytes += read_bytes(source, &window.rect, kept);
+                    traffic.read_bytes += read_bytes(source, &window.rect, &kept);
                 }
             }
             before = Some(step);
@@ -272,13 +273,16 @@ fn tiles_across(served: &Rect, block: &Rect, columns: usize) -> usize {
     if served.is_empty() { 0 } else { tile(served.x1 - 1) - tile(served.x0) + 1 }
 }
 
-/// Bytes that reading the rows of `rect`, less `kept` of them, fetches from a file.
-fn read_bytes(source: &Source, rect: &Rect, kept: u64) -> u64 {
-    if !matches!(source.store, Store::File { .. }) {
+/// Bytes that reading the rows of `rect`, less those `kept`, fetches from a file.
+fn read_bytes(source: &Source, rect: &Rect, kept: &Range<i64>) -> u64 {
+    let frame = Rect::frame(source.width, source.height);
+    let inside = rect.intersect(&frame);
+    if inside.is_empty() || !matches!(source.store, Store::File { .. }) {
         return 0;
     }
-    let inside = rect.intersect(&Rect::frame(source.width, source.height));
-    let rows = (inside.height() as u64).saturating_sub(kept);
+    // Windows stick out of the frame, where nothing is read.
+    let kept = inside.intersect(&Rect::new(inside.x0..inside.x1, kept.clone()));
+    let rows = (inside.height() - kept.height()) as u64;
     rows * source.channels as u64 * source::row_cost(source, &inside) as u64
 }
 

@@ -129,12 +129,9 @@ impl Source {
             let at_once = scratch.len() / request.row_bytes;
             while let Some(&(k, _)) = rows.peek() {
                 let batch: Vec<_> = rows.by_ref().take(at_once).collect();
-                // The last row of a file need not be followed by padding: stop at its last column.
-                let span = (batch.len() - 1) * request.row_bytes + request.segment.end;
-                let chunk = &mut scratch[..span];
-                let at = request.start + (k * request.row_bytes) as u64;
-                fetch(at + request.segment.start as u64, &mut chunk[request.segment.start..])?;
-                bytes_read += (span - request.segment.start) as u64;
+                let chunk = &mut scratch[..batch.len() * request.row_bytes];
+                fetch(request.start + (k * request.row_bytes) as u64, chunk)?;
+                bytes_read += chunk.len() as u64;
                 for (i, (_, row)) in batch.into_iter().enumerate() {
                     let from = i * request.row_bytes + request.segment.start;
                     let stored = &chunk[from..from + request.segment.len()];
