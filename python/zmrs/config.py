@@ -338,7 +338,10 @@ def _numbers(given: Any) -> tuple[float, ...]:
 
 def _is_within(value: Any, low: float, above: float) -> bool:
     """Whether this is a number from `low` to below `above`."""
-    return len(_numbers(value)) == 1 and low <= _numbers(value)[0] < above
+    try:
+        return not isinstance(value, bool | str) and low <= float(value) < above
+    except (TypeError, ValueError):
+        return False
 
 
 def are_gains(clip: Any) -> bool:

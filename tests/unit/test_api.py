@@ -176,7 +176,7 @@ def test_a_damaged_compressed_file_is_left_out(tmp_path: Path, wcs: Any) -> None
 
 
 @pytest.mark.parametrize("option", ["feather", "border_mask", "two_pass_sigma"])
-@pytest.mark.parametrize("value", [None, "much", True, (1, 2)])
+@pytest.mark.parametrize("value", [None, "much", True, (1, 2), [1.0]])
 def test_what_is_no_number_is_refused_in_words(option: str, value: object) -> None:
     with pytest.raises(UsageError, match=option.replace("_", "[-_]")):
         unmatched([np.ones((5, 5))], **{option: value})
