@@ -75,7 +75,7 @@ def make_mosaic(
         if path is not None:
             # A directory may have held the output's old version; a list may have named it.
             output.check_output(path, _files(prepared), overwrite=options.overwrite)
-        if options.two_pass:
+        if options.two_pass or prepared.layout.bounds_bytes:
             size = prepared.layout.write_bytes
             output.check_scratch(parent, prepared.scratch_bytes, path, size)
         prepared = _surveyed(_decompressed(prepared, options, listener), options, listener)

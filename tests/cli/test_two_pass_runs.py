@@ -299,13 +299,18 @@ def test_nonsense_on_arrays(sigma_px: float) -> None:
         coverage_blur(np.ones((4, 5)), sigma_px)
 
 
+@pytest.mark.parametrize("more", [{"two_pass": True}, {"combine": "kappa-sigma-stream"}])
 @pytest.mark.parametrize("to_file", [True, False])
 def test_scratch_that_will_not_fit(
-    to_file: bool, frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    to_file: bool,
+    more: dict[str, Any],
+    frames: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It is known before the first pixel is read, with the output on the same disk."""
     out = tmp_path / "out.fits" if to_file else None
-    common = {"two_pass": True, "scratch": str(tmp_path), "overwrite": True}
+    common = {"scratch": str(tmp_path), "overwrite": True} | more
     sizes = unmatched(frames, out, **common).stats
     needed = sizes["scratch_bytes"] + to_file * sizes["write_bytes"]
     monkeypatch.setattr(output, "_free_bytes", lambda _: needed - 1)

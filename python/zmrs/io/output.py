@@ -95,7 +95,7 @@ def check_scratch(
     free = _free_bytes(place)
     if scratch_bytes and free is not None and free < needed:
         raise BudgetError(
-            f"{place}: two passes need {(needed >> 20) + 1} MiB of disk there and {free >> 20} MiB "
+            f"{place}: the job needs {(needed >> 20) + 1} MiB of disk there and {free >> 20} MiB "
             "are free; free some space or name another folder with --scratch."
         )
 
