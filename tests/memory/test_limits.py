@@ -294,12 +294,17 @@ def test_more_memory_never_breaks_what_less_did(memory: str, ulimit_kib: int, wo
 def test_a_refusal_names_what_can_be_changed(work: Path) -> None:
     with passing(write_set(work / "few", (4, 4), (768, 768))) as tiles:
         out = work / "out.fits"
-        enter = address_space(150_000 << 10)
-        cut = run("mosaic", tiles, "-o", out, "--memory", "1GiB", preexec_fn=enter)
+        # Too little for libraries, and too little for the job.
+        tight, cut = (
+            run("mosaic", tiles, "-o", out, "--memory", "1GiB", preexec_fn=address_space(kib << 10))
+            for kib in (150_000, 195_000)
+        )
         code = "import sys, zmrs; zmrs.mosaic(sys.argv[1], plan={'memory_bytes': 50 << 20})"
         planned = run_code(code, tiles)
-    assert cut.status == 3
+    assert (tight.status, cut.status) == (3, 3)
+    assert "ulimit -v" in tight.err
     assert "ulimit -v" in cut.err
+    assert "the smallest limit that works is one of the address-space limit" in cut.err
     assert "a plan with memory_bytes of" in planned.err
 
 
