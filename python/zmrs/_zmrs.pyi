@@ -106,6 +106,13 @@ class CoordGrid:
     ) -> tuple[NDArray[float64], NDArray[float64]]: ...
     def cells(self) -> NDArray[uint8]: ...
     @property
+    def footprint(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Columns and rows of the output that hold all cells with pixels of the frame.
+
+        They may stick out of the output.
+        """
+
+    @property
     def spacing(self) -> int: ...
     @property
     def scratch_bytes(self) -> int: ...
@@ -187,6 +194,12 @@ class Job:
         self, gains: Sequence[Sequence[float]], offsets: Sequence[Sequence[float]]
     ) -> Job:
         """The same job with other gains and offsets: by input, and by channel."""
+
+    def part(self, inputs: Sequence[int], columns: tuple[int, int], rows: tuple[int, int]) -> Job:
+        """The job of some of the inputs, in this order, on a rectangle of the output.
+
+        One pass, without matching; gains and offsets are kept.
+        """
 
     @property
     def counts_rejected(self) -> bool:
@@ -357,6 +370,19 @@ def luminance_percentile(job: Job, layout: Layout, planes: Planes, percent: floa
 
 def blur_coverage(planes: Planes, sigma_px: float, workers: int, out: NDArray[float64]) -> None:
     """Blur a coverage plane into an array: the mean coverage around every pixel."""
+
+def blank_low_coverage(
+    images: Sequence[tuple[str | PathLike[str], int]],
+    coverage: tuple[str | PathLike[str], int],
+    shape: tuple[int, int],
+    part: float,
+) -> None:
+    """Empty the pixels of a finished pass whose coverage is less than a part of the greatest."""
+
+def blank_low_coverage_of_arrays(
+    images: NDArray[float32], coverage: NDArray[float32], part: float
+) -> None:
+    """The same for arrays: images (planes, height, width) and coverage (height, width)."""
 
 def copy_planes(
     source: str | PathLike[str], target: str | PathLike[str], at: int, write_back: bool

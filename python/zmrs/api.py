@@ -32,8 +32,9 @@ def mosaic(
     *,
     memory: int | str | None = None,
     threads: int | None = None,
+    mode: str = "normal",
     kernel: str = "bilinear",
-    combine: str = "mean",
+    combine: str | None = None,
     match: str = "offset",
     two_pass: bool | None = None,
     variance: bool = False,
@@ -61,6 +62,11 @@ def mosaic(
         as ``"512MiB"``, ``"2GB"``, ``"50%"``; None is 60 % of the least limit of the system.
     threads
         Worker threads at most; None is all processors but one in twenty.
+    mode
+        ``normal`` combines the inputs at once; ``sds`` combines thousands of subs in batches first,
+        and then the stacks of these: ``batch``, ``sds_min_batch``, ``sds_target_batch``,
+        ``sds_coverage``, ``sds_combine``, ``sds_min_coverage_keep`` and ``autocrop`` among the
+        `options` say how.
     kernel
         ``nearest``, ``bilinear``, ``bicubic``, ``lanczos2`` or ``lanczos3``.
     combine
@@ -123,7 +129,7 @@ def mosaic(
         ("match", match, MATCHES),
         ("gpu", gpu, GPUS),
     ):
-        if value not in known:
+        if value is not None and value not in known:
             raise UsageError(f"{name}: '{value}' is not one of {', '.join(known)}.")
     if isinstance(inputs, str | Path):
         inputs = [inputs]
@@ -132,8 +138,8 @@ def mosaic(
     if shape is not None and isinstance(wcs, str | Path):
         raise UsageError("shape: the template says it already; drop one of the two.")
     options |= {"overwrite": overwrite, "variance": variance}
-    if two_pass is not None:
-        options["two_pass"] = two_pass
+    modal = {"combine": combine, "two_pass": two_pass}
+    options |= {name: value for name, value in modal.items() if value is not None}
     _check_options(options, wcs)
     template = str(wcs) if isinstance(wcs, str | Path) else None
     if isinstance(weights, str):
@@ -141,8 +147,8 @@ def mosaic(
     given = {
         "memory": parse_memory(memory),
         "threads": threads,
+        "mode": mode,
         "kernel": kernel,
-        "combine": combine,
         "match": match,
         "gpu": gpu,
         "wcs": template,

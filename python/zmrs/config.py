@@ -50,6 +50,11 @@ COMBINES = (
     "winsor-percentile",
 )
 MATCHES = ("none", "offset", "gain")
+MODES: dict[str, dict[str, Any]] = {
+    "normal": {},
+    "sds": {"combine": "kappa-sigma", "kappa": (2.0, 2.0)},
+}
+"""What is made of the inputs, and the defaults that differ: tiles, or subs by the thousand."""
 GPUS = ("auto", "on", "off")
 PROGRESS = ("auto", "bar", "json", "none")
 FRAMES = ("icrs", "galactic")
@@ -57,7 +62,7 @@ WEIGHERS = ("none", "n_frames", "exposure", "ivar")
 ZEROS = ("auto", "on", "off")
 PRESETS: dict[str, dict[str, Any]] = {
     "science": {},
-    "zemosaic": {"two_pass": True, "weight_by": "n_frames"},
+    "zemosaic": {"two_pass": True, "weight_by": "n_frames", "sds_min_coverage_keep": 0.4},
 }
 """Named sets of defaults; `science` is those of the table."""
 MOST_SIGMA_PX = 16384
@@ -73,7 +78,8 @@ class Options:
     """Everything a user may decide about a mosaic.
 
     Field names are the flags with underscores for dashes.  ``kind`` of each field's metadata
-    is how its text is read: ``flag``, ``count``, ``number``, ``size``, ``choice``, ``pair``
+    is how its text is read: ``flag``, ``count``, ``whole`` (from 0), ``number``, ``size`` (of
+    memory, perhaps in parts), ``bytes``, ``choice``, ``pair``
     (two numbers RA,DEC), ``span`` (one or two, LO[,HI]), ``shape`` (WxH), ``path`` or ``text``.
     """
 
@@ -103,6 +109,13 @@ class Options:
     )
     recursive: bool = _option(False, "Look for inputs in subfolders too", kind="flag")
     kernel: str = _option("bilinear", "How inputs are sampled", kind="choice", choices=KERNELS)
+    mode: str = _option(
+        "normal",
+        "How inputs are combined: all at once, or (sds, for subs by the thousand) in batches first,"
+        " whose defaults are --combine kappa-sigma --kappa 2",
+        kind="choice",
+        choices=tuple(MODES),
+    )
     combine: str = _option(
         "mean", "How the samples of a pixel are combined", kind="choice", choices=COMBINES
     )
@@ -166,9 +179,45 @@ class Options:
     two_pass_gain_clip: tuple[float, float] = _option(
         (0.85, 1.18), "Least and greatest gain of the second pass", kind="pair", metavar="LO,HI"
     )
+    batch: int | None = _option(
+        None,
+        "Subs of a batch in sds mode; 0 combines all of them at once [default: by their coverage]",
+        kind="whole",
+        metavar="N",
+    )
+    sds_min_batch: int = _option(
+        5, "Fewest subs of a batch that is cut by coverage", kind="count", metavar="N"
+    )
+    sds_target_batch: int = _option(
+        10, "Most subs of a batch that is cut by coverage", kind="count", metavar="N"
+    )
+    sds_coverage: float = _option(
+        0.92,
+        "Part of the output that the subs of a batch cover when it is complete",
+        kind="number",
+        metavar="X",
+    )
+    sds_combine: str = _option(
+        "winsorized",
+        "How the stacks of the batches are combined",
+        kind="choice",
+        choices=COMBINES,
+    )
+    sds_min_coverage_keep: float = _option(
+        0.0,
+        "Leave output pixels of less than this part of the greatest coverage empty, in sds mode",
+        kind="number",
+        metavar="X",
+    )
+    autocrop: bool = _option(
+        True,
+        "In sds mode, leave out the outskirts of a grid of our own that next to no sub covers",
+        kind="flag",
+    )
     preset: str = _option(
         "science",
-        "Other defaults: zemosaic is --two-pass --weight-by n_frames",
+        "Other defaults: zemosaic is --two-pass --weight-by n_frames, and in sds mode"
+        " --sds-min-coverage-keep 0.4",
         kind="choice",
         choices=tuple(PRESETS),
     )
@@ -257,6 +306,9 @@ class Options:
     scratch: str | None = _option(
         None, "Folder for scratch files [default: that of the output]", kind="path", metavar="DIR"
     )
+    scratch_max: int | None = _option(
+        None, "Refuse a job whose scratch files would take more", kind="bytes", metavar="SIZE"
+    )
 
     def __post_init__(self) -> None:
         kappa, winsor, clip = map(_numbers, (self.kappa, self.winsor, self.two_pass_gain_clip))
@@ -296,6 +348,35 @@ class Options:
         for name, pair in (("kappa", kappa), ("winsor", winsor), ("two_pass_gain_clip", clip)):
             object.__setattr__(self, name, pair)
         self._check_matching()
+        self._check_batches()
+
+    def _check_batches(self) -> None:
+        """Refuse batches that make no sense."""
+        if self.batch == 1:
+            raise UsageError("--batch: one sub is no batch; give 2 or more, or 0 for all at once.")
+        if self.sds_target_batch < self.sds_min_batch:
+            raise UsageError(
+                f"--sds-target-batch: {self.sds_target_batch} is less than --sds-min-batch"
+                f" {self.sds_min_batch}; give at least that."
+            )
+        if not (_is_within(self.sds_coverage, 0, 1) or self.sds_coverage == 1):
+            raise UsageError(
+                f"--sds-coverage: {as_text(self.sds_coverage)} is no part; give 0 to 1."
+            )
+        if not _is_within(self.sds_min_coverage_keep, 0, 1):
+            raise UsageError(
+                f"--sds-min-coverage-keep: {as_text(self.sds_min_coverage_keep)} leaves nothing;"
+                " give 0 to below 1."
+            )
+        if self.variance and self.has_batches:
+            raise UsageError(
+                "--variance: stacks of batches do not carry it; give --batch 0, or drop it."
+            )
+
+    @property
+    def has_batches(self) -> bool:
+        """Whether the inputs are combined in batches first."""
+        return self.mode == "sds" and self.batch != 0
 
     def _check_matching(self) -> None:
         """Refuse limits and percentiles that make no sense."""
@@ -392,6 +473,20 @@ def _read_count(text: str, _: Mapping[str, Any]) -> int:
     return count
 
 
+def _read_whole(text: str, _: Mapping[str, Any]) -> int:
+    whole = int(text)
+    if whole < 0:
+        raise ValueError
+    return whole
+
+
+def _read_bytes(text: str, _: Mapping[str, Any]) -> int:
+    size = parse_size(text)
+    if isinstance(size, float):
+        raise ValueError
+    return size
+
+
 def _read_number(text: str, _: Mapping[str, Any]) -> float:
     number = float(text)
     if not math.isfinite(number):
@@ -431,7 +526,9 @@ _READERS = {
     "text": lambda text, _: text,
     "path": lambda text, _: text,
     "size": lambda text, _: parse_size(text),
+    "bytes": _read_bytes,
     "count": _read_count,
+    "whole": _read_whole,
     "number": _read_number,
     "pair": _read_pair,
     "span": _read_span,
@@ -441,6 +538,8 @@ _READERS = {
 }
 
 _WANTED = {
+    "bytes": "a size such as 20GiB",
+    "whole": "a whole number from 0 up",
     "count": "a whole number above 0",
     "number": "a finite number",
     "pair": "two numbers, with a comma between them",
@@ -479,11 +578,14 @@ def resolve(
 
 
 def with_preset(values: Mapping[str, Any]) -> Options:
-    """Options from those that were given; what was not is as the preset among them says."""
+    """Options from those that were given; what was not is as preset and mode among them say."""
     preset = values.get("preset", "science")
     if preset not in PRESETS:
         raise UsageError(f"preset: '{preset}' is not one of {', '.join(PRESETS)}.")
-    return Options(**PRESETS[preset] | dict(values))
+    mode = values.get("mode", "normal")
+    if mode not in MODES:
+        raise UsageError(f"mode: '{mode}' is not one of {', '.join(MODES)}.")
+    return Options(**PRESETS[preset] | MODES[mode] | dict(values))
 
 
 def _load(path: Path | None) -> dict[str, Any]:

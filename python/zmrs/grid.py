@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     from astropy.wcs import WCS
 
 __all__ = [
+    "Footprints",
     "Grid",
+    "footprints",
     "grid_from_template",
     "input_pixel_scale_arcsec",
     "make_grid",
@@ -156,7 +158,7 @@ def input_pixel_scale_arcsec(wcs: WCS, shape: tuple[int, int]) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class _Footprints:
+class Footprints:
     """Points of all inputs on the sky, ICRS degrees.
 
     ``lon, lat`` (n_points) are the points that the grid must hold, ``owner`` (n_points) says
@@ -195,7 +197,7 @@ def _image_points(wcs: WCS, shape: tuple[int, int]) -> tuple[Vector, Vector]:
     return lon, lat
 
 
-def _footprints(images: Sequence[WcsAndShape], names: Sequence[str]) -> _Footprints:
+def footprints(images: Sequence[WcsAndShape], names: Sequence[str]) -> Footprints:
     """Evaluate all inputs, then change frames once for each sky system."""
     from astropy.coordinates import ICRS  # noqa: PLC0415
 
@@ -215,7 +217,7 @@ def _footprints(images: Sequence[WcsAndShape], names: Sequence[str]) -> _Footpri
     owner = np.repeat(np.arange(len(images)), counts)
     is_corner = np.ones(len(lon), dtype=bool)
     is_corner[first] = is_corner[first + 1] = False
-    return _Footprints(
+    return Footprints(
         lon[is_corner],
         lat[is_corner],
         owner[is_corner],
@@ -386,7 +388,7 @@ def optimal_grid(
     finest = min(finest_scale_deg(wcs) for wcs, _ in images)
     scale_deg = finest if scale_arcsec is None else scale_arcsec / 3600
     wcs = _bare_wcs(target, projection, scale_deg, rotate_deg)
-    prints = _footprints(images, names)
+    prints = footprints(images, names)
     limit = _limit_pixels(images, scale_deg) if max_output_pixels is None else max_output_pixels
     extent = _place(wcs, prints, target, center, limit)
     # With a size and a centre the inputs need not fit; with a size alone they need a middle.
@@ -414,7 +416,7 @@ def _limit_pixels(images: Sequence[WcsAndShape], scale_deg: float) -> float:
 
 def _place(
     wcs: WCS,
-    prints: _Footprints,
+    prints: Footprints,
     target: Any,
     center: tuple[float, float] | None,
     limit: float,
@@ -475,7 +477,7 @@ def _lay_out(wcs: WCS, extent: _Extent, is_centred: bool, size: tuple[int, int] 
 
 
 def _stretched(
-    prints: _Footprints,
+    prints: Footprints,
     names: Sequence[str],
     scale_deg: float,
     limit: float,
@@ -510,7 +512,7 @@ def _stretched(
     )
 
 
-def _robust_middle(prints: _Footprints) -> tuple[Vector, Vector]:
+def _robust_middle(prints: Footprints) -> tuple[Vector, Vector]:
     """Median direction (3) of the inputs, and their own directions (n, 3).
 
     A stray pointing moves a mean but not a median.  Inputs on opposite sides of the sky have

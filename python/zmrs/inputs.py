@@ -36,6 +36,7 @@ __all__ = [
     "file_bytes",
     "gather",
     "source_of",
+    "stored_source",
     "weights_of",
 ]
 
@@ -212,10 +213,11 @@ def source_of(image: Image) -> _zmrs.Source:
     """The engine's view of an image; that of a compressed one gets its pixels later."""
     if isinstance(image, ArrayImage):
         return _memory_source(image.pixels)
-    return _stored_source(image.storage)
+    return stored_source(image.storage)
 
 
-def _stored_source(store: Storage) -> _zmrs.Source:
+def stored_source(store: Storage) -> _zmrs.Source:
+    """The engine's view of samples in a file; that of compressed ones gets them later."""
     shape, scale = (store.channels, *store.shape), (store.bscale, store.bzero)
     if store.compressed:
         return _zmrs.Source.deferred(store.bitpix, shape, scale, store.blank)
@@ -265,7 +267,7 @@ def weights_of(given: Any, image: Image, kind: str) -> Weights:
         scalar = 1.0 if given is None else _scalar_weight(given, image)
         if isinstance(image, InputImage) and image.weights is not None:
             stored = image.weights.storage
-            return Weights(scalar, _stored_source(stored), image.weights.kind, stored)
+            return Weights(scalar, stored_source(stored), image.weights.kind, stored)
         return Weights(scalar)
     weights = np.asarray(given)
     if weights.dtype.kind not in "biuf":

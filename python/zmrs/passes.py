@@ -72,7 +72,7 @@ class Passes:
     prepared, matching, options
         The job, the solution of its matching if there is one, and what the user decided.
     scratch
-        Gives the path of a new scratch file.
+        Gives the path of a scratch file from its name.
     listener
         Receives `zmrs.events.Event` objects.
     depth_at
@@ -89,7 +89,7 @@ class Passes:
         prepared: Prepared,
         matching: Matching | None,
         options: Options,
-        scratch: Callable[[], Path],
+        scratch: Callable[[str], Path],
         listener: Callable[[Event], object] | None,
         depth_at: Path | None,
     ) -> None:
@@ -98,15 +98,18 @@ class Passes:
         self._listener, self._depth_at = listener, depth_at
         self._total = prepared.layout.read_bytes + prepared.layout.write_bytes
         self._stage = Stage(listener, "mosaic", self._total, "bytes")
-        self._marks = _zmrs.Marks(scratch()) if options.two_pass else None
-        self._aside = post_stack.targets_in(scratch(), prepared) if options.two_pass else []
+        self._marks = _zmrs.Marks(scratch("marks")) if options.two_pass else None
+        self._aside = post_stack.targets_in(scratch("image"), prepared) if options.two_pass else []
         self._variance_aside = []
         if options.two_pass and options.variance:
-            self._variance_aside = post_stack.targets_in(scratch(), prepared)
+            self._variance_aside = post_stack.targets_in(scratch("variance"), prepared)
         self._bounds = None
         if prepared.layout.bounds_bytes:
-            self._bounds = scratch()
+            self._bounds = scratch("bounds")
             self._bounds.touch()
+        # Outskirts that few inputs cover are left empty before the second pass looks at them.
+        is_masked = options.mode == "sds"
+        self._least_part = options.sds_min_coverage_keep if is_masked else 0.0
         dirty_bytes = max(prepared.layout.write_bytes, prepared.layout.bounds_bytes)
         self._write_back = limits.near_system_limit(dirty_bytes)
 
@@ -130,6 +133,10 @@ class Passes:
             bounds=self._bounds,
             progress=self._progress,
         )
+        if self._least_part > 0:
+            _zmrs.blank_low_coverage_of_arrays(arrays.image, arrays.coverage, self._least_part)
+            if arrays.variance is not None:
+                np.copyto(arrays.variance, np.nan, where=np.isnan(arrays.image))
         if self._marks is not None:
             planes = _in_memory((*arrays.image, arrays.coverage))
             variance = None if arrays.variance is None else _in_memory(arrays.variance)
@@ -158,6 +165,9 @@ class Passes:
             marks=self._marks,
             bounds=self._bounds,
         )
+        if self._least_part > 0:
+            images = [*first[:channels], *first[len(first) - len(variances) :]]
+            _zmrs.blank_low_coverage(images, first[channels], prepared.grid.shape, self._least_part)
         if self._marks is not None:
             width = prepared.grid.width
             planes = _zmrs.Planes.in_files(width, first[: channels + 1])

@@ -39,6 +39,8 @@ class Matching:
         Spacing of the lattice, and samples of all inputs.
     seconds
         Time that it took.
+    is_relative
+        Inputs without other gains have no offsets: they agree already.
     """
 
     samples: _zmrs.LatticeSamples | None
@@ -47,6 +49,7 @@ class Matching:
     lattice_px: int
     n_samples: int
     seconds: float
+    is_relative: bool = False
 
     @property
     def gains(self) -> list[list[float]]:
@@ -75,7 +78,11 @@ class Matching:
         """
         assert self.samples is not None
         matched = None if self.gain_solution is None else self.gain_solution.gains
-        return self.samples.solve_offsets(gains, matched).offsets
+        offsets = self.samples.solve_offsets(gains, matched).offsets
+        if not self.is_relative:
+            return offsets
+        difference = np.subtract(offsets, self.solution.offsets)
+        return [[float(value) for value in each] for each in difference]
 
     @property
     def rejected(self) -> list[tuple[int, int]]:

@@ -1,5 +1,7 @@
 """The story of a mosaic: scan → grid → geometry → plan → survey → matching → passes → commit.
 
+In SDS mode batches of the inputs are combined before the passes, which then combine their stacks.
+
 `zmrs.prepare` goes as far as anything can be said without reading a pixel; `make_mosaic` does the
 rest.
 """
@@ -12,21 +14,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zmrs import inputs, photometry, survey
+from zmrs import inputs, photometry, sds, survey
 from zmrs.errors import InputError
 from zmrs.events import Stage
 from zmrs.io import cards, output
 from zmrs.passes import Passes
 from zmrs.placing import Placed, scratch_folder
-from zmrs.prepare import Prepared, are_matched, job_of, leave_out, needs_depth, prepare
-from zmrs.result import Result, figures_of, header_of, images_of, log_result, rows_of
+from zmrs.prepare import (
+    Prepared,
+    are_matched,
+    job_of,
+    leave_out,
+    needs_depth,
+    prepare,
+    stack_job,
+)
+from zmrs.result import Result, Run, figures_of, header_of, images_of, log_result, rows_of
 from zmrs.scan import LeftOut
 from zmrs.weights import weighed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from zmrs import _zmrs, post_stack
     from zmrs.config import Options
     from zmrs.events import Event
     from zmrs.plan import Plan
@@ -75,7 +84,7 @@ def make_mosaic(
         if path is not None:
             # A directory may have held the output's old version; a list may have named it.
             output.check_output(path, _files(prepared), overwrite=options.overwrite)
-        if options.two_pass or prepared.layout.bounds_bytes:
+        if prepared.scratch_bytes:
             size = prepared.layout.write_bytes
             output.check_scratch(parent, prepared.scratch_bytes, path, size)
         prepared = _surveyed(_decompressed(prepared, options, listener), options, listener)
@@ -125,9 +134,12 @@ def _with(
 ) -> Prepared:
     """The job with other inputs, and with more that are left out."""
     threshold = prepared.plan.two_pass_coverage_threshold
+    names = {one.image.name for one in placed}
+    kept = [k for k, one in enumerate(prepared.placed) if one.image.name in names]
     return replace(
         prepared,
         placed=placed,
+        batches=sds.without(prepared.batches, kept),
         left_out=prepared.left_out + left_out,
         job=job_of(prepared.channels, prepared.grid, placed, options, threshold),
         **more,
@@ -151,11 +163,13 @@ def _surveyed(prepared: Prepared, options: Options, listener: Listener) -> Prepa
     )
 
 
-def _depth_file(prepared: Prepared, options: Options, scratch: Callable[[], Path]) -> Path | None:
+def _depth_file(
+    prepared: Prepared, options: Options, scratch: Callable[[str], Path]
+) -> Path | None:
     """An empty file for the numbers of inputs of all pixels, if the Two-Pass needs them."""
     if not needs_depth(prepared.placed, options):
         return None
-    file = scratch()
+    file = scratch("depth")
     file.touch()
     return file
 
@@ -164,28 +178,50 @@ def _run(
     prepared: Prepared,
     path: Path | None,
     options: Options,
-    scratch: Callable[[], Path],
+    scratch: Callable[[str], Path],
     listener: Listener,
 ) -> Result:
-    """Matching and passes, into a file or into arrays, and what comes of them."""
+    """Matching, batches if there are any, and passes, into a file or into arrays."""
     prepared, matching = _matched(prepared, options, listener)
     depth_at = _depth_file(prepared, options, scratch)
-    passes = Passes(prepared, matching, options, scratch, listener, depth_at)
+    made, stack, of_stack = None, prepared, matching
+    if prepared.batches:
+        made, of_stack = _stacked(prepared, options, scratch, listener)
+        stack = made.stack
+    passes = Passes(stack, of_stack, options, scratch, listener, depth_at)
     if path is None:
         stats, arrays = passes.into_arrays()
-        rows = _checked_rows(prepared, stats, matching, passes.second, options)
+        run = Run(stats, matching, passes.second, made)
+        rows = _checked_rows(prepared, run, options)
     else:
         arrays = None
         everyone = [cards.InputRow.of(p.image.name, prepared.channels) for p in prepared.placed]
         header = header_of(prepared, everyone, options)
-        images = images_of(prepared, header)
-        with output.MosaicFile(path, prepared.grid.shape, images) as file:
+        with output.MosaicFile(path, prepared.grid.shape, images_of(stack, header)) as file:
             stats = passes.into_file(file.targets)
-            rows = _checked_rows(prepared, stats, matching, passes.second, options)
+            run = Run(stats, matching, passes.second, made)
+            rows = _checked_rows(prepared, run, options)
             header = header_of(prepared, rows, options, passes.second)
             file.commit(header, [cards.inputs_table(rows, prepared.channels)])
-    figures = figures_of(prepared, stats, matching, passes.second)
-    return Result(path, prepared.grid.wcs, prepared.plan, rows, figures, arrays)
+    return Result(path, prepared.grid.wcs, prepared.plan, rows, figures_of(prepared, run), arrays)
+
+
+def _stacked(
+    prepared: Prepared, options: Options, scratch: Callable[[str], Path], listener: Listener
+) -> tuple[sds.MegaTiles, photometry.Matching | None]:
+    """The stacks of the batches, and what the second pass needs to know of their levels."""
+    threshold = prepared.plan.two_pass_coverage_threshold
+    job, tiles = stack_job(
+        prepared.batches, prepared.channels, prepared.grid, options, threshold, scratch
+    )
+    made = sds.make_mega_tiles(prepared, job, tiles, scratch, listener)
+    prepared.seconds["batches"] = made.seconds
+    if not are_matched(sds.stack_options(options), tiles):
+        return made, None
+    levels = photometry.match(made.stack, listener, with_gains=False)
+    prepared.seconds["levels"] = levels.seconds
+    # The subs agree already: only what the gains of the second pass upset is to be mended.
+    return made, replace(levels, is_relative=True)
 
 
 def _matched(
@@ -203,15 +239,9 @@ def _matched(
     return replace(prepared, job=job), matching
 
 
-def _checked_rows(
-    prepared: Prepared,
-    stats: _zmrs.PassStats,
-    matching: photometry.Matching | None,
-    second: post_stack.TwoPass | None,
-    options: Options,
-) -> list[cards.InputRow]:
+def _checked_rows(prepared: Prepared, run: Run, options: Options) -> list[cards.InputRow]:
     """What became of every input, once it is known that there is a mosaic at all."""
-    rows = rows_of(prepared, stats, matching, second)
+    rows = rows_of(prepared, run)
     empty = [row.reason for row in rows[: len(prepared.placed)] if row.reason]
     leave_out(empty, len(prepared.placed) - len(empty), options)
     return rows

@@ -7,6 +7,7 @@ import logging
 import os
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,7 +119,7 @@ def place(
     weights: Sequence[Any],
     grid: Grid,
     options: Options,
-    scratch: Callable[[], Path],
+    scratch: Callable[[str], Path],
     spare_bytes: int,
     listener: Callable[[Event], object] | None,
 ) -> tuple[list[Placed], list[LeftOut]]:
@@ -132,7 +133,8 @@ def place(
         # With next to nothing left the engine refuses the job, and names a limit that works.
         most_nodes = max(spare_bytes, _MODEST_BYTES) // NODE_BYTES
         try:
-            geometry = locate((grid.wcs, grid.shape), where, scratch, most_nodes=most_nodes)
+            exact = partial(scratch, f"coordinates-{number}")
+            geometry = locate((grid.wcs, grid.shape), where, exact, most_nodes=most_nodes)
         except OSError as error:
             raise DiskFullError(
                 f"{image.name}: its exact coordinates cannot be kept on disk ({error}); name a "
@@ -191,21 +193,25 @@ def _placed(image: inputs.Image, geometry: Geometry, weight: Any, options: Optio
     )
 
 
-def no_scratch() -> Path:
+def no_scratch(name: str) -> Path:
     """Refuse: nobody said where scratch files may be."""
+    del name
     raise ZmrsError("a scratch file is needed but there is no place for one; give --scratch.")
 
 
 @contextlib.contextmanager
-def scratch_folder(parent: str | Path | None) -> Iterator[Callable[[], Path]]:
-    """A folder for scratch files that appears with the first of them and is always removed."""
+def scratch_folder(parent: str | Path | None) -> Iterator[Callable[[str], Path]]:
+    """A folder for scratch files that appears with the first of them and is always removed.
+
+    What it gives turns a name into a path.
+    """
     with contextlib.ExitStack() as stack:
         folder: list[Path] = []
 
-        def new_file() -> Path:
+        def path_of(name: str) -> Path:
             if not folder:
                 made = tempfile.TemporaryDirectory(dir=parent, prefix=".zmrs-scratch-")
                 folder.append(Path(stack.enter_context(made)))
-            return folder[0] / str(len(list(folder[0].iterdir())))
+            return folder[0] / name
 
-        yield new_file
+        yield path_of

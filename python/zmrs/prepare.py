@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zmrs import _zmrs, forecast, inputs, limits, photometry, post_stack, survey
+from zmrs import _zmrs, crop, forecast, inputs, limits, photometry, post_stack, sds, survey
 from zmrs.errors import BudgetError, InputError, UsageError
 from zmrs.events import Clock
 from zmrs.grid import Grid, input_pixel_scale_arcsec, make_grid
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     Listener = Callable[[Event], object] | None
 
-__all__ = ["Prepared", "are_matched", "job_of", "leave_out", "needs_depth", "prepare"]
+__all__ = ["Prepared", "are_matched", "job_of", "leave_out", "needs_depth", "prepare", "stack_job"]
 
 log = logging.getLogger("zmrs")
 
@@ -56,8 +56,12 @@ class Prepared:
         The inputs in job order.
     left_out
         The others, with reasons.
-    job, layout
-        What the engine will compute, and how it is cut.
+    job
+        What the engine will compute of the inputs.
+    batches
+        The inputs in the batches that are combined first; empty unless they are.
+    layout
+        How the last job is cut: that of the inputs, or of the stacks of their batches.
     allowed
         Where the memory limit comes from.
     reserved_bytes
@@ -85,6 +89,7 @@ class Prepared:
     placed: list[Placed]
     left_out: list[LeftOut]
     job: _zmrs.Job
+    batches: list[sds.Batch]
     layout: _zmrs.Layout
     allowed: Allowance
     reserved_bytes: int
@@ -101,7 +106,14 @@ class Prepared:
     def read_bytes(self) -> int:
         """Bytes that will be read."""
         passes = self.n_passes * self.layout.read_bytes
+        passes += sum(batch.layout.read_bytes for batch in self.batches)
         return passes + self.matching_bytes + self.compressed_bytes + self.survey_bytes
+
+    @property
+    def worst(self) -> _zmrs.Layout:
+        """The layout of the pass that takes most memory."""
+        layouts = [self.layout, *(batch.layout for batch in self.batches)]
+        return max(layouts, key=lambda layout: layout.projected_bytes)
 
     @property
     def plan(self) -> Plan:
@@ -118,7 +130,7 @@ def prepare(
     plan: Plan | None = None,
     held_bytes: int = 0,
     in_memory: bool = False,
-    scratch: Callable[[], Path] | None = None,
+    scratch: Callable[[str], Path] | None = None,
     listener: Listener = None,
 ) -> Prepared:
     """Everything up to the first pixel: scan, grid, geometry, plan.
@@ -140,7 +152,7 @@ def prepare(
     in_memory
         Whether the mosaic will be an array of the caller's.
     scratch
-        Gives the path of a new scratch file; None makes the job fail where one is needed.
+        Gives the path of a scratch file from its name; None makes the job fail where one is needed.
     listener
         Receives `zmrs.events.Event` objects.
 
@@ -193,56 +205,125 @@ def prepare(
 
     threshold = (plan or Plan()).two_pass_coverage_threshold
     job = job_of(channels, chosen, placed, options, threshold)
-    # What was mapped meanwhile is lost to an address-space limit.
-    allowed = allowed.within(limits.memory_limits())
-    if plan is None:
-        plan = phase5_plan(
-            chosen, placed, options, caps, allowed=allowed, has_gpu_backend=_HAS_GPU_BACKEND
-        )
-    else:
-        plan, allowed = given_plan(plan, options, caps, allowed, has_gpu_backend=_HAS_GPU_BACKEND)
-    reserved = limits.resident_bytes()
-    peak = limits.peak_resident_bytes()
-    planning_peak = peak if peak > peak_before else 0
-    try:
-        layout = _zmrs.fit(job, plan, reserved, allowed.held_bytes, planning_peak, in_memory)
-    except BudgetError as error:
-        raise BudgetError(allowed.advice(str(error))) from None
-    log.info("plan=%s (memory: %s)", describe(layout.plan), allowed.reason)
+    room = _room(chosen, placed, options, caps, allowed, plan, peak_before)
+    batches, last = [], job
+    if options.has_batches:
+        batches = sds.plan_batches(job, placed, chosen.shape, options, room.fit)
+        log.info("%d subs in %d batches", len(placed), len(batches))
+        last, _ = stack_job(batches, channels, chosen, options, threshold)
+    layout = room.fit(last, in_memory=in_memory)
+    log.info("plan=%s (memory: %s)", describe(layout.plan), room.allowed.reason)
     survey_bytes = _zmrs.survey_bytes(job, survey.questions(placed, options))
     clock.lap("plan")
+    scratch_bytes = _scratch_bytes(job, channels, layout, batches, placed, options)
     return Prepared(
         grid=chosen,
         channels=channels,
         placed=placed,
         left_out=gathered.left_out + off_grid,
         job=job,
+        batches=batches,
         layout=layout,
-        allowed=allowed,
-        reserved_bytes=reserved,
+        allowed=room.allowed,
+        reserved_bytes=room.reserved_bytes,
         n_passes=2 if options.two_pass else 1,
-        matching_bytes=job.input_bytes if are_matched(options, placed) else 0,
+        matching_bytes=(job.input_bytes if are_matched(options, placed) else 0)
+        + (last.input_bytes if batches and sds.stack_options(options).match != "none" else 0),
         compressed_bytes=sum(
             inputs.file_bytes(store) for one in placed for _, store in one.compressed()
         ),
         survey_bytes=survey_bytes,
         inverse_variance=None,
-        scratch_bytes=layout.two_pass_bytes
-        + layout.bounds_bytes
-        + sum(one.geometry.grid.scratch_bytes for one in placed)
-        + (job.plane_bytes if needs_depth(placed, options) else 0),
+        scratch_bytes=scratch_bytes,
         seconds=seconds,
         forecast_s=sum(seconds.values())
-        + forecast.seconds(
+        + forecast.of_job(
             layout,
-            options.kernel,
-            options.combine,
+            batches,
+            options,
             matches=are_matched(options, placed),
-            pixels=chosen.height * chosen.width if options.two_pass else 0,
+            pixels=chosen.height * chosen.width,
             survey_bytes=survey_bytes,
-            variance=options.variance,
         ),
     )
+
+
+@dataclass(frozen=True)
+class _Room:
+    """What there is for a job: its plan, the limit, and what the process holds already."""
+
+    plan: Plan
+    allowed: Allowance
+    reserved_bytes: int
+    planning_peak_bytes: int
+
+    def fit(self, job: _zmrs.Job, *, in_memory: bool = False) -> _zmrs.Layout:
+        """Cut a job so that it fits, or refuse."""
+        try:
+            return _zmrs.fit(
+                job,
+                self.plan,
+                self.reserved_bytes,
+                self.allowed.held_bytes,
+                self.planning_peak_bytes,
+                in_memory,
+            )
+        except BudgetError as error:
+            raise BudgetError(self.allowed.advice(str(error))) from None
+
+
+def _room(
+    grid: Grid,
+    placed: Sequence[Placed],
+    options: Options,
+    caps: Capabilities,
+    allowed: Allowance,
+    given: Plan | None,
+    peak_before: int,
+) -> _Room:
+    # What was mapped meanwhile is lost to an address-space limit.
+    allowed = allowed.within(limits.memory_limits())
+    gpu = {"has_gpu_backend": _HAS_GPU_BACKEND}
+    if given is None:
+        plan = phase5_plan(grid, placed, options, caps, allowed=allowed, **gpu)
+    else:
+        plan, allowed = given_plan(given, options, caps, allowed, **gpu)
+    peak = limits.peak_resident_bytes()
+    return _Room(plan, allowed, limits.resident_bytes(), peak if peak > peak_before else 0)
+
+
+def _scratch_bytes(
+    job: _zmrs.Job,
+    channels: int,
+    layout: _zmrs.Layout,
+    batches: Sequence[sds.Batch],
+    placed: Sequence[Placed],
+    options: Options,
+) -> int:
+    """What scratch files will take at most, unless that is more than is allowed."""
+    size = layout.two_pass_bytes + layout.bounds_bytes + sds.scratch_bytes(batches, channels)
+    size += sum(one.geometry.grid.scratch_bytes for one in placed)
+    size += job.plane_bytes if needs_depth(placed, options) else 0
+    if options.scratch_max is not None and size > options.scratch_max:
+        instead = ", or give --batch 0, which needs none for batches" if batches else ""
+        raise BudgetError(
+            f"scratch files would take {(size >> 20) + 1} MiB, and --scratch-max allows "
+            f"{options.scratch_max >> 20}; raise it{instead}."
+        )
+    return size
+
+
+def stack_job(
+    batches: Sequence[sds.Batch],
+    channels: int,
+    grid: Grid,
+    options: Options,
+    threshold: float,
+    scratch: Callable[[str], Path] = Path,
+) -> tuple[_zmrs.Job, list[Placed]]:
+    """The job that combines the stacks of batches, and these; made or not."""
+    tiles = sds.mega_tiles_of(batches, channels, grid, scratch)
+    return job_of(channels, grid, tiles, sds.stack_options(options), threshold), tiles
 
 
 def _usable(gathered: inputs.Gathered, options: Options) -> list[inputs.Image]:
@@ -323,9 +404,11 @@ def _choose_grid(
 ) -> Grid:
     if given is not None:
         return Grid(given[0].celestial, int(given[1][0]), int(given[1][1]))
-    return make_grid(
-        [(image.wcs, inputs.shape_of(image)) for image in images],
-        names=[image.name for image in images],
+    shapes = [(image.wcs, inputs.shape_of(image)) for image in images]
+    names = [image.name for image in images]
+    grid = make_grid(
+        shapes,
+        names=names,
         template=options.wcs,
         scale_arcsec=options.scale,
         center=options.center,
@@ -335,6 +418,10 @@ def _choose_grid(
         rotate_deg=options.rotate,
         max_output_pixels=options.max_output_pixels,
     )
+    is_ours = options.wcs is None and options.center is None and options.size is None
+    if options.mode == "sds" and options.autocrop and is_ours:
+        return crop.cropped(grid, shapes, names)
+    return grid
 
 
 def job_of(

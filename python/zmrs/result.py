@@ -28,10 +28,11 @@ if TYPE_CHECKING:
     from zmrs.plan import Plan
     from zmrs.post_stack import TwoPass
     from zmrs.prepare import Prepared
+    from zmrs.sds import MegaTiles
 
 _Number = TypeVar("_Number", bound=np.generic)
 
-__all__ = ["Result", "figures_of", "header_of", "images_of", "log_result", "rows_of"]
+__all__ = ["Result", "Run", "figures_of", "header_of", "images_of", "log_result", "rows_of"]
 
 log = logging.getLogger("zmrs")
 
@@ -121,16 +122,42 @@ def _squeezed(planes: NDArray[_Number]) -> NDArray[_Number]:
     return planes[0] if len(planes) == 1 else planes
 
 
-def rows_of(
-    prepared: Prepared,
-    stats: _zmrs.PassStats,
-    matching: Matching | None,
-    second: TwoPass | None,
-) -> list[cards.InputRow]:
+@dataclass(frozen=True)
+class Run:
+    """What the passes of a job have said.
+
+    Attributes
+    ----------
+    stats
+        The first pass.
+    matching
+        Gains and offsets of the inputs, if they were matched.
+    second
+        What came of the second pass, if there was one.
+    made
+        The stacks of batches that the passes combined, if they did.
+    """
+
+    stats: _zmrs.PassStats
+    matching: Matching | None
+    second: TwoPass | None
+    made: MegaTiles | None
+
+    def second_of(self, place: int) -> tuple[float, list[float] | None]:
+        """Gain and offsets by channel of the second pass for an input; the latter if matched."""
+        if self.second is None or (self.made and self.made.batch_of[place] < 0):
+            return 1.0, None
+        where = self.made.batch_of[place] if self.made else place
+        offsets = self.second.offsets
+        return self.second.gains[where], None if offsets is None else offsets[where]
+
+
+def rows_of(prepared: Prepared, run: Run) -> list[cards.InputRow]:
     """What became of every input."""
+    source = run.made or run.stats
     rows = []
-    counts = zip(prepared.placed, stats.samples, stats.rejected, strict=True)
-    for placed, samples, rejected in counts:
+    for place, placed in enumerate(prepared.placed):
+        samples, rejected = source.samples[place], source.rejected[place]
         row = cards.InputRow.of(placed.image.name, prepared.channels)
         row.weight, row.n_samples = placed.weight, samples
         row.rejected_fraction = rejected / max(samples * prepared.channels, 1)
@@ -139,15 +166,17 @@ def rows_of(
             row.exposure_s = placed.image.meta.exptime
         if not samples:
             row.reason = f"{row.name}: it has no valid pixel on the output grid; look at it."
+        gain, offsets = run.second_of(place)
+        row.two_pass_gain = gain
+        if run.matching is not None:
+            row.gain = run.matching.gains[place]
+            row.offset = run.matching.solution.offsets[place]
+        if offsets is not None and run.made is None:
+            # Those that the pixels were made with.
+            row.offset = offsets
+        elif offsets is not None:
+            row.offset = [gain * a + b for a, b in zip(row.offset, offsets, strict=True)]
         rows.append(row)
-    if matching is not None:
-        # Those that the pixels were made with.
-        again = second.offsets if second is not None else None
-        offsets = again or matching.solution.offsets
-        for row, gain, offset in zip(rows, matching.gains, offsets, strict=True):
-            row.gain, row.offset = gain, offset
-    for row, factor in zip(rows, second.gains if second else [], strict=False):
-        row.two_pass_gain = factor
     return rows + [
         cards.InputRow.of(left.name, prepared.channels, left.reason) for left in prepared.left_out
     ]
@@ -191,6 +220,7 @@ def header_of(
         ("SOFTNAME", "zmrs", "program that made this"),
         ("SOFTVERS", __version__, "its version"),
         ("COMBINET", options.combine, "how samples were combined"),
+        *_batch_cards(prepared, options),
         ("ZMKERN", options.kernel, "interpolation kernel"),
         ("ZMMATCH", options.match, "photometric matching"),
         ("ZMWEIGHT", options.weight_by, "what weighs the inputs as a whole"),
@@ -212,38 +242,48 @@ def header_of(
     return cards.primary_header(prepared.channels, grid.shape, grid.to_header(), metas, software)
 
 
-def figures_of(
-    prepared: Prepared,
-    stats: _zmrs.PassStats,
-    matching: Matching | None,
-    second: TwoPass | None,
-) -> dict[str, Any]:
+def _batch_cards(prepared: Prepared, options: Options) -> list[tuple[str, Any, str]]:
+    if not prepared.batches:
+        return []
+    return [
+        ("ZMBATCH", len(prepared.batches), "batches whose stacks were combined"),
+        ("ZMSTACK", options.sds_combine, "how the stacks of batches were combined"),
+    ]
+
+
+def figures_of(prepared: Prepared, run: Run) -> dict[str, Any]:
     """The run in numbers."""
+    stats, second, made = run.stats, run.second, run.made
     stored = prepared.job.input_bytes
     more = {} if second is None else {"two_pass": second.figures()}
-    if matching is not None:
-        more["match"] = matching.figures()
+    if run.matching is not None:
+        more["match"] = run.matching.figures()
+    if made is not None:
+        sizes = [len(batch.subs) for batch in prepared.batches]
+        more["batches"] = {"count": len(sizes), "least": min(sizes), "most": max(sizes)}
+    first_read = made.read_bytes if made else stats.read_bytes
     return more | {
         "seconds": prepared.seconds,
-        "workers": stats.workers,
+        "workers": min(stats.workers, made.workers) if made else stats.workers,
         "bands": prepared.layout.bands,
         "blocks": prepared.layout.blocks,
-        "samples": sum(stats.samples),
+        "samples": sum((made or stats).samples),
         "input_bytes": stored,
         "read_bytes": stats.read_bytes
+        + (made.read_bytes if made else 0)
         + (second.read_bytes if second else 0)
         + prepared.matching_bytes
         + prepared.compressed_bytes
         + prepared.survey_bytes,
-        "read_amplification": stats.read_bytes / stored if stored else 0.0,
+        "read_amplification": first_read / stored if stored else 0.0,
         "write_bytes": prepared.layout.write_bytes,
         "scratch_bytes": prepared.scratch_bytes,
-        "files_opened": stats.files_opened,
+        "files_opened": stats.files_opened + (made.files_opened if made else 0),
         "allowed_bytes": prepared.allowed.bytes,
         "reserved_bytes": prepared.reserved_bytes,
-        "projected_bytes": prepared.layout.projected_bytes,
-        "leased_peak_bytes": stats.ledger_peak,
-        "chunk_peak_bytes": stats.chunk_peak,
+        "projected_bytes": prepared.worst.projected_bytes,
+        "leased_peak_bytes": max(stats.ledger_peak, made.leased_peak_bytes if made else 0),
+        "chunk_peak_bytes": max(stats.chunk_peak, made.chunk_peak_bytes if made else 0),
         "peak_bytes": limits.peak_resident_bytes(),
         "forecast_s": prepared.forecast_s,
     }

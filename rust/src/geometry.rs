@@ -76,6 +76,13 @@ impl CoordGrid {
         self.0.cells().iter().map(number).collect::<Vec<u8>>().into_pyarray(py)
     }
 
+    /// Columns and rows of the output that hold all cells with pixels of the frame; may stick out.
+    #[getter]
+    fn footprint(&self) -> ((i64, i64), (i64, i64)) {
+        let rect = self.0.footprint();
+        ((rect.x0, rect.x1), (rect.y0, rect.y1))
+    }
+
     #[getter]
     fn spacing(&self) -> usize {
         self.0.spacing()

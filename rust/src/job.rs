@@ -8,6 +8,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use zmrs_core::coadd::{Combine, Parameters};
 use zmrs_core::coverage::gains::Rules;
+use zmrs_core::geom::Rect;
 use zmrs_core::job;
 use zmrs_core::photometry::{self, GainRules};
 use zmrs_core::resample::Kernel;
@@ -202,6 +203,18 @@ impl Job {
     ) -> PyResult<Self> {
         let job = self.0.with_photometry(gains, offsets);
         Ok(Self(job.map_err(|e| errors::to_py(py, &e))?))
+    }
+
+    /// The job of some of the inputs on the columns x0 to x1 and rows y0 to y1 of the output.
+    fn part(
+        &self,
+        py: Python<'_>,
+        inputs: Vec<usize>,
+        columns: (i64, i64),
+        rows: (i64, i64),
+    ) -> PyResult<Self> {
+        let rect = Rect::new(columns.0..columns.1, rows.0..rows.1);
+        Ok(Self(self.0.part(&inputs, &rect).map_err(|e| errors::to_py(py, &e))?))
     }
 
     /// Whether the combine counts the samples that it rejects, in planes of the output.

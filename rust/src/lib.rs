@@ -34,7 +34,7 @@ mod _zmrs {
     use super::survey::{Findings, survey_bytes, survey_inputs};
     #[pymodule_export]
     use super::two_pass::{
-        InputGains, Marks, Planes, blur_coverage, copy_planes, luminance_percentile, measure_gains,
-        write_depth,
+        InputGains, Marks, Planes, blank_low_coverage, blank_low_coverage_of_arrays, blur_coverage,
+        copy_planes, luminance_percentile, measure_gains, write_depth,
     };
 }

@@ -2,16 +2,18 @@
 
 use std::path::PathBuf;
 
-use numpy::{PyReadonlyArray1, PyReadwriteArray2};
+use numpy::{PyReadonlyArray1, PyReadwriteArray2, PyReadwriteArray3};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use zmrs_core::budget::Ledger;
 use zmrs_core::cancel::CancelToken;
 use zmrs_core::coverage::depth;
 use zmrs_core::coverage::gains::{self, Means};
+use zmrs_core::coverage::keep;
 use zmrs_core::coverage::marks;
 use zmrs_core::coverage::percentile;
 use zmrs_core::coverage::planes::{self, FilePlanes, MemoryPlanes};
+use zmrs_core::sink::Target;
 use zmrs_core::source::SharedBytes;
 
 use crate::arrays::SharedArray;
@@ -164,6 +166,41 @@ pub fn blur_coverage(
             )
         },
     )
+}
+
+/// Empty the pixels of a finished pass whose coverage is less than `part` of the greatest.
+#[pyfunction]
+pub fn blank_low_coverage(
+    py: Python<'_>,
+    images: Vec<Target>,
+    coverage: Target,
+    shape: (usize, usize),
+    part: f64,
+) -> PyResult<()> {
+    let blanked = py.detach(|| keep::blank_low_coverage(&images, &coverage, shape, part));
+    blanked.map_err(|e| errors::to_py(py, &e))
+}
+
+/// The same for arrays: images (planes, height, width) and coverage (height, width).
+#[pyfunction]
+pub fn blank_low_coverage_of_arrays(
+    mut images: PyReadwriteArray3<'_, f32>,
+    mut coverage: PyReadwriteArray2<'_, f32>,
+    part: f64,
+) -> PyResult<()> {
+    let (height, width) = coverage.as_array().dim();
+    let (planes, ..) = images.as_array().dim();
+    let (images, coverage) = (images.as_slice_mut()?, coverage.as_slice_mut()?);
+    if images.len() != planes * coverage.len() {
+        return Err(PyValueError::new_err("images and coverage differ in shape"));
+    }
+    let most = coverage.iter().copied().fold(0.0, f32::max);
+    let mut rows: Vec<_> = images.chunks_mut(height * width).map(|i| i.chunks_mut(width)).collect();
+    for row in coverage.chunks_mut(width) {
+        let mut images: Vec<_> = rows.iter_mut().filter_map(Iterator::next).collect();
+        keep::blank_row(row, &mut images, most, part);
+    }
+    Ok(())
 }
 
 /// Copy all of a file of finished planes into another file, from byte `at` on.

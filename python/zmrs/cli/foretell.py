@@ -23,12 +23,13 @@ def as_dict(prepared: Prepared) -> dict[str, Any]:
         },
         "plan": prepared.plan.to_dict(),
         "backend": "cpu",
+        "batches": len(prepared.batches),
         "bands": layout.bands,
         "memory": {
             "allowed_bytes": prepared.allowed.bytes,
             "reserved_bytes": prepared.reserved_bytes,
-            "projected_bytes": layout.projected_bytes,
-            "terms": layout.terms,
+            "projected_bytes": prepared.worst.projected_bytes,
+            "terms": prepared.worst.terms,
         },
         "read_bytes": prepared.read_bytes,
         "write_bytes": layout.write_bytes,
@@ -43,23 +44,24 @@ def as_dict(prepared: Prepared) -> dict[str, Any]:
 
 def as_text(prepared: Prepared) -> str:
     """The forecast for people."""
-    layout, mib = prepared.layout, 2**20
+    layout, worst, mib = prepared.layout, prepared.worst, 2**20
     lines = [
         f"grid       {prepared.grid.description()}",
         f"inputs     {len(prepared.placed)} used, {len(prepared.left_out)} left out",
         f"plan       {prepared.plan.name} {prepared.plan.figures()}",
         *(f"             {REASONS[reason]}" for reason in prepared.plan.reasons),
+        *([f"batches    {len(prepared.batches)}"] if prepared.batches else []),
         f"bands      {layout.bands} of {layout.band_rows} rows, {layout.blocks} blocks",
         f"read       {prepared.read_bytes / mib:.1f} MiB",
         f"write      {layout.write_bytes / mib:.1f} MiB",
         f"scratch    {prepared.scratch_bytes / mib:.1f} MiB",
         f"time       about {prepared.forecast_s:.0f} s",
-        f"memory     {layout.projected_bytes / mib:.1f} MiB of {prepared.allowed.bytes / mib:.1f}"
+        f"memory     {worst.projected_bytes / mib:.1f} MiB of {prepared.allowed.bytes / mib:.1f}"
         f" MiB allowed ({prepared.allowed.reason})",
     ]
     lines += [
         f"             {name:<20}{size / mib:9.1f} MiB"
-        for name, size in layout.terms.items()
+        for name, size in worst.terms.items()
         if size
     ]
     return "\n".join(lines)

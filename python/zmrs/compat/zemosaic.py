@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -126,7 +127,9 @@ def compute_per_tile_gains_from_coverage(
         for number, (tile, wcs) in enumerate(zip(tiles, tiles_wcs, strict=True)):
             shape = np.shape(tile)[:2]
             try:
-                grid = _grid_of(wcs, shape, final_wcs, (height, width), scratch)
+                grid = _grid_of(
+                    wcs, shape, final_wcs, (height, width), partial(scratch, str(number))
+                )
                 plane = _mask_plane(_nth(tiles_coverage, number), shape)
                 # One mask at a time: each is as large as the mosaic.
                 gains.append(median_gain(mask_of(plane, grid, (height, width)), scales, clip))
@@ -339,7 +342,7 @@ def _coadd(
             data = np.asarray(tile, np.float32)
             planes = data[np.newaxis] if data.ndim == 2 else np.moveaxis(data, -1, 0)
             shape = planes.shape[1:]
-            grid = _grid_of(wcs, shape, final_wcs, (height, width), scratch)
+            grid = _grid_of(wcs, shape, final_wcs, (height, width), partial(scratch, str(number)))
             if grid is None:
                 continue
             mask = _nth(tiles.coverages, number)

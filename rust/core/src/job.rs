@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::coadd::{Combine, Streamed, Sweep};
 use crate::coverage::gains::Rules;
-use crate::geom::CoordGrid;
+use crate::geom::{CoordGrid, Rect};
 use crate::photometry;
 use crate::plan::MAX_BYTES;
 use crate::resample::Kernel;
@@ -168,6 +168,31 @@ impl Job {
             ..input.clone()
         });
         let job = Self { inputs: inputs.collect(), ..*self };
+        job.validate()?;
+        Ok(job)
+    }
+
+    /// The job of some of the inputs, in this order, on a rectangle of the output: one pass, without
+    /// matching. Images are shared.
+    pub fn part(&self, inputs: &[usize], rect: &Rect) -> Result<Self> {
+        let canvas = Rect::frame(self.width, self.height);
+        if rect.is_empty() || rect.intersect(&canvas) != *rect {
+            return Err(Error::Argument("a part of a job lies within its output".to_owned()));
+        }
+        let missing = || Error::Argument("a part of a job has inputs of that job".to_owned());
+        let seen = |&number: &usize| {
+            let input = self.inputs.get(number).ok_or_else(missing)?;
+            let grid = Arc::new(input.grid.seen_from(rect.x0, rect.y0));
+            Ok(Input { grid, ..input.clone() })
+        };
+        let job = Self {
+            height: rect.height(),
+            width: rect.width(),
+            inputs: inputs.iter().map(seen).collect::<Result<_>>()?,
+            matching: None,
+            two_pass: None,
+            ..*self
+        };
         job.validate()?;
         Ok(job)
     }

@@ -8,6 +8,7 @@ mod blur;
 pub mod depth;
 pub mod gains;
 mod gaussian;
+pub mod keep;
 mod luminance;
 pub mod marks;
 pub mod merge;

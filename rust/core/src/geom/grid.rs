@@ -37,7 +37,7 @@ pub enum CellKind {
 
 /// Coordinates of the cells that interpolation cannot serve: a file of records, one a cell, each
 /// `spacing` × `spacing` pairs (x, y) of native doubles in row order, NaN where there is none.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ExactCells {
     /// The file.
     pub path: PathBuf,
@@ -82,7 +82,7 @@ impl Bounds {
 }
 
 /// The mapping from output pixels to the pixels of one input.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct CoordGrid {
     origin: [i64; 2],
     spacing: usize,
@@ -154,12 +154,31 @@ impl CoordGrid {
         Ok(Self { nodes: self.nodes.clone(), cells, exact: Some(exact), ..*self })
     }
 
+    /// The same grid on an output whose first pixel is this one's pixel (x, y).
+    pub fn seen_from(&self, x: i64, y: i64) -> Self {
+        Self { origin: [self.origin[0] - x, self.origin[1] - y], ..self.clone() }
+    }
+
     /// Output pixels that the cells cover; it may stick out of the canvas.
     pub fn rect(&self) -> Rect {
         let across = (self.cells_across * self.spacing) as i64;
         let down = (self.cells_down() * self.spacing) as i64;
         let [x, y] = self.origin;
         Rect::new(x..x + across, y..y + down)
+    }
+
+    /// Output pixels that the cells cover, less the empty ones at the edges.
+    pub fn footprint(&self) -> Rect {
+        let (mut x, mut y) = (i64::MAX..i64::MIN, i64::MAX..i64::MIN);
+        for (number, kind) in self.cells.iter().enumerate() {
+            if *kind != CellKind::Empty {
+                let across = self.column_span(number % self.cells_across);
+                let down = self.row_span(number / self.cells_across);
+                x = x.start.min(across.start)..x.end.max(across.end);
+                y = y.start.min(down.start)..y.end.max(down.end);
+            }
+        }
+        if x.is_empty() { Rect::default() } else { Rect::new(x, y) }
     }
 
     /// Width and height of the input's frame, in pixels.

@@ -136,7 +136,8 @@ pub fn copy_planes(from: &Path, to: &Path, at: u64, write_back: bool) -> Result<
 /// Bytes that are copied at once.
 const COPY_BYTES: u64 = 8 << 20;
 
-fn as_bytes(values: &[f32]) -> &[u8] {
+/// The memory of values.
+pub(crate) fn as_bytes(values: &[f32]) -> &[u8] {
     // SAFETY: any four bytes of a float are four bytes, and u8 has no alignment.
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
 }

@@ -6,7 +6,7 @@ mod memory;
 use std::ops::Range;
 
 pub use fits::{FitsSink, Target, copy_planes};
-pub(crate) use fits::{to_big_endian, write_all_at};
+pub(crate) use fits::{as_bytes, to_big_endian, write_all_at};
 pub use memory::MemorySink;
 
 use crate::Result;
