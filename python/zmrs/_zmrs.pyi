@@ -254,6 +254,10 @@ class PassStats:
     """What a pass found out."""
 
     @property
+    def reached(self) -> tuple[int, int]:
+        """How far the pass has come: the sweep, and the first row that is not finished."""
+
+    @property
     def samples(self) -> list[int]: ...
     @property
     def rejected(self) -> list[int]: ...
@@ -285,6 +289,7 @@ def run_pass_into_files(
     layout: Layout,
     targets: Sequence[tuple[str | PathLike[str], int] | None],
     *,
+    start: tuple[int, int] = ...,
     write_back: bool = False,
     marks: Marks | None = None,
     bounds: str | PathLike[str] | None = None,
@@ -295,7 +300,8 @@ def run_pass_into_files(
 ) -> PassStats:
     """Run a pass and write its planes into files, each from a byte on; those of None are dropped.
 
-    A pass of two sweeps makes a scratch file at `bounds`.
+    A pass of two sweeps makes a scratch file at `bounds`.  It begins at `start` (sweep, row), and
+    when `progress` says True it pauses after the present band.
     """
 
 def run_pass_into_arrays(
@@ -322,6 +328,12 @@ class Marks:
     """Where each input lies on the output, as a pass has left it in a scratch file."""
 
     def __new__(cls, path: str | PathLike[str]) -> Self: ...
+    @staticmethod
+    def reopen(path: str | PathLike[str], saved: str | PathLike[str]) -> Marks:
+        """The marks at `path` as far as the file `saved` knows them."""
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Say in a file what has been written until now."""
 
 @final
 class Planes:

@@ -125,12 +125,12 @@ def mosaic(
     """
     for name, value, known in (
         ("kernel", kernel, KERNELS),
-        ("combine", combine, COMBINES),
+        ("combine", combine, (None, *COMBINES)),
         ("match", match, MATCHES),
         ("gpu", gpu, GPUS),
     ):
-        if value is not None and value not in known:
-            raise UsageError(f"{name}: '{value}' is not one of {', '.join(known)}.")
+        if value not in known:
+            raise UsageError(f"{name}: '{value}' is not one of {', '.join(filter(None, known))}.")
     if isinstance(inputs, str | Path):
         inputs = [inputs]
     threads = _threads(threads)

@@ -300,6 +300,13 @@ class Options:
     overwrite: bool = _option(
         False, "Replace an existing output, once the new one is complete", kind="flag"
     )
+    resume: bool = _option(True, "Go on with an interrupted run of the same job", kind="flag")
+    journal_after: float = _option(
+        30.0,
+        "Second of a run from which on it notes what is finished, to be gone on with",
+        kind="number",
+        metavar="S",
+    )
     strict: bool = _option(
         False, "Stop at an input that cannot be used instead of leaving it out", kind="flag"
     )
@@ -347,6 +354,10 @@ class Options:
             )
         for name, pair in (("kappa", kappa), ("winsor", winsor), ("two_pass_gain_clip", clip)):
             object.__setattr__(self, name, pair)
+        if not _is_within(self.journal_after, 0, math.inf):
+            raise UsageError(
+                f"--journal-after: {as_text(self.journal_after)} s is no time; give 0 or more."
+            )
         self._check_matching()
         self._check_batches()
 

@@ -9,16 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zmrs.sds import stack_options
-
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from zmrs._zmrs import Layout
-    from zmrs.config import Options
-    from zmrs.sds import Batch
 
-__all__ = ["of_job", "seconds"]
+__all__ = ["seconds"]
 
 _S_PER_SAMPLE = {
     "nearest": 4e-9,
@@ -83,30 +77,3 @@ def seconds(
     looking = survey_bytes * _S_PER_SURVEYED_BYTE / workers
     again = one_pass + pixels * _S_PER_BLURRED_PIXEL / workers if pixels else 0.0
     return decompressing + looking + matching + one_pass + again
-
-
-def of_job(
-    layout: Layout,
-    batches: Sequence[Batch],
-    options: Options,
-    *,
-    matches: bool,
-    pixels: int,
-    survey_bytes: int,
-) -> float:
-    """Seconds of a job, batch by batch if it has some; `layout` is that of its last passes."""
-    blurred = pixels if options.two_pass else 0
-    last = stack_options(options) if batches else options
-    of_batches = [
-        seconds(batch.layout, options.kernel, options.combine, matches=matches, pixels=0)
-        for batch in batches
-    ]
-    return sum(of_batches) + seconds(
-        layout,
-        last.kernel,
-        last.combine,
-        matches=last.match != "none" if batches else matches,
-        pixels=blurred,
-        survey_bytes=survey_bytes,
-        variance=options.variance,
-    )

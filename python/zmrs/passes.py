@@ -14,6 +14,7 @@ import numpy as np
 
 from zmrs import _zmrs, limits, post_stack
 from zmrs.events import Stage
+from zmrs.stretch import Totals, run_pass
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from zmrs.config import Options
     from zmrs.events import Event
+    from zmrs.io.journal import Journal
     from zmrs.photometry import Matching
     from zmrs.post_stack import Targets, TwoPass
     from zmrs.prepare import Prepared
@@ -73,6 +75,8 @@ class Passes:
         The job, the solution of its matching if there is one, and what the user decided.
     scratch
         Gives the path of a scratch file from its name.
+    journal
+        Knows how far an interrupted run has come, and is told of the passes into a file.
     listener
         Receives `zmrs.events.Event` objects.
     depth_at
@@ -90,15 +94,16 @@ class Passes:
         matching: Matching | None,
         options: Options,
         scratch: Callable[[str], Path],
+        journal: Journal,
         listener: Callable[[Event], object] | None,
         depth_at: Path | None,
     ) -> None:
         self.second: TwoPass | None = None
         self._prepared, self._matching, self._options = prepared, matching, options
-        self._listener, self._depth_at = listener, depth_at
+        self._journal, self._listener, self._depth_at = journal, listener, depth_at
         self._total = prepared.layout.read_bytes + prepared.layout.write_bytes
         self._stage = Stage(listener, "mosaic", self._total, "bytes")
-        self._marks = _zmrs.Marks(scratch("marks")) if options.two_pass else None
+        self._marks_at = scratch("marks") if options.two_pass else None
         self._aside = post_stack.targets_in(scratch("image"), prepared) if options.two_pass else []
         self._variance_aside = []
         if options.two_pass and options.variance:
@@ -106,14 +111,13 @@ class Passes:
         self._bounds = None
         if prepared.layout.bounds_bytes:
             self._bounds = scratch("bounds")
-            self._bounds.touch()
         # Outskirts that few inputs cover are left empty before the second pass looks at them.
         is_masked = options.mode == "sds"
         self._least_part = options.sds_min_coverage_keep if is_masked else 0.0
         dirty_bytes = max(prepared.layout.write_bytes, prepared.layout.bounds_bytes)
         self._write_back = limits.near_system_limit(dirty_bytes)
 
-    def into_arrays(self) -> tuple[_zmrs.PassStats, Arrays]:
+    def into_arrays(self) -> tuple[Totals, Arrays]:
         """Make the mosaic in memory."""
         prepared = self._prepared
         shape = prepared.grid.shape
@@ -121,6 +125,7 @@ class Passes:
         arrays = Arrays.empty(
             prepared.channels, shape, counts=job.counts_rejected, variance=job.has_variance
         )
+        marks = None if self._marks_at is None else _zmrs.Marks(self._marks_at)
         stats = _zmrs.run_pass_into_arrays(
             prepared.job,
             prepared.layout,
@@ -129,7 +134,7 @@ class Passes:
             counts=None if arrays.counts is None else arrays.counts.reshape(-1, *shape),
             variance=arrays.variance,
             write_back=self._write_back,
-            marks=self._marks,
+            marks=marks,
             bounds=self._bounds,
             progress=self._progress,
         )
@@ -137,18 +142,18 @@ class Passes:
             _zmrs.blank_low_coverage_of_arrays(arrays.image, arrays.coverage, self._least_part)
             if arrays.variance is not None:
                 np.copyto(arrays.variance, np.nan, where=np.isnan(arrays.image))
-        if self._marks is not None:
+        if marks is not None:
             planes = _in_memory((*arrays.image, arrays.coverage))
             variance = None if arrays.variance is None else _in_memory(arrays.variance)
             targets = self._targets_again(self._aside, self._variance_aside)
-            if self._again(planes, variance, targets):
+            if self._again(planes, marks, variance, targets):
                 post_stack.read_into(self._aside[0][0], arrays.image)
                 if arrays.variance is not None:
                     post_stack.read_into(self._variance_aside[0][0], arrays.variance)
         self._end()
-        return stats, arrays
+        return Totals.of(stats), arrays
 
-    def into_file(self, targets: Targets) -> _zmrs.PassStats:
+    def into_file(self, targets: Targets) -> Totals:
         """Make the mosaic at `targets`: the places of its channels, coverage, counts, variance."""
         prepared, channels = self._prepared, self._prepared.channels
         variances = targets[len(targets) - channels :] if prepared.job.has_variance else []
@@ -156,24 +161,27 @@ class Passes:
         if self._aside:
             between = targets[channels : len(targets) - len(variances)]
             first = [*self._aside, *between, *self._variance_aside]
-        stats = _zmrs.run_pass_into_files(
+        stats, marks = run_pass(
+            "pass one",
             prepared.job,
             prepared.layout,
-            first,
+            [*first],
+            self._journal,
+            shape=prepared.grid.shape,
+            marks=self._marks_at,
+            bounds=self._bounds,
             progress=self._progress,
             write_back=self._write_back,
-            marks=self._marks,
-            bounds=self._bounds,
         )
         if self._least_part > 0:
             images = [*first[:channels], *first[len(first) - len(variances) :]]
             _zmrs.blank_low_coverage(images, first[channels], prepared.grid.shape, self._least_part)
-        if self._marks is not None:
+        if marks is not None:
             width = prepared.grid.width
             planes = _zmrs.Planes.in_files(width, first[: channels + 1])
             variance = _zmrs.Planes.in_files(width, self._variance_aside) if variances else None
             again = self._targets_again(targets[:channels], variances)
-            if not self._again(planes, variance, again):
+            if not self._again(planes, marks, variance, again):
                 _zmrs.copy_planes(first[0][0], *targets[0], self._write_back)
                 if variances:
                     _zmrs.copy_planes(self._variance_aside[0][0], *variances[0], self._write_back)
@@ -189,19 +197,20 @@ class Passes:
     def _again(
         self,
         planes: _zmrs.Planes,
+        marks: _zmrs.Marks,
         variance: _zmrs.Planes | None,
         targets: post_stack.SomeTargets,
     ) -> bool:
         """Run the second pass over the first one's planes. Whether its image is at `targets`."""
-        assert self._marks is not None
         self._prepared.seconds["mosaic"] = self._stage.end()
         self._stage = Stage(self._listener, "two_pass", self._total, "bytes")
         self.second = post_stack.two_pass(
             self._prepared,
-            post_stack.FirstPass(planes, self._marks, self._depth_at, variance),
+            post_stack.FirstPass(planes, marks, self._depth_at, variance),
             self._matching,
             self._options,
             targets,
+            self._journal,
             write_back=self._write_back,
             bounds=self._bounds,
             progress=self._progress,

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 from zmrs import inputs, photometry, sds, survey
 from zmrs.errors import InputError
 from zmrs.events import Stage
+from zmrs.identity import identity_of
 from zmrs.io import cards, output
+from zmrs.io.journal import Journal
 from zmrs.passes import Passes
 from zmrs.placing import Placed, scratch_folder
 from zmrs.prepare import (
@@ -61,15 +63,25 @@ def make_mosaic(
     """Make the mosaic of the inputs, in the file `path` or in memory.
 
     Parameters and errors are those of `prepare`; besides, `zmrs.errors.OutputError` when the
-    file cannot be written.  Whatever goes wrong, nothing is left behind.
+    file cannot be written.  Whatever goes wrong, nothing is left behind, but what a later run of
+    the same job can go on with.
     """
     given = list(given)
     if path is not None:
         names = [str(item) for item in given if isinstance(item, str | Path)]
         output.check_output(path, names, overwrite=options.overwrite)
     began = time.perf_counter()
-    parent = options.scratch or (path.parent if path else None)
-    with scratch_folder(parent) as scratch:
+    parent = Path(options.scratch) if options.scratch else (path.parent if path else None)
+    with (
+        Journal(
+            path,
+            Path(options.scratch) if options.scratch else None,
+            after_s=options.journal_after,
+            resumes=options.resume,
+        ) as journal,
+        scratch_folder(parent) as folder,
+    ):
+        scratch = folder if path is None else journal.scratch
         prepared = prepare(
             given,
             options,
@@ -86,9 +98,12 @@ def make_mosaic(
             output.check_output(path, _files(prepared), overwrite=options.overwrite)
         if prepared.scratch_bytes:
             size = prepared.layout.write_bytes
-            output.check_scratch(parent, prepared.scratch_bytes, path, size)
+            output.check_scratch(
+                parent, prepared.scratch_bytes, path, size, held_bytes=journal.held_bytes()
+            )
         prepared = _surveyed(_decompressed(prepared, options, listener), options, listener)
-        result = _run(prepared, path, options, scratch, listener)
+        journal.open(identity_of(prepared, options))
+        result = _run(prepared, path, options, scratch, journal, listener)
     total_s = time.perf_counter() - began
     result.stats["seconds"]["total"] = total_s
     result.stats["forecast_ratio"] = total_s / prepared.forecast_s
@@ -179,6 +194,7 @@ def _run(
     path: Path | None,
     options: Options,
     scratch: Callable[[str], Path],
+    journal: Journal,
     listener: Listener,
 ) -> Result:
     """Matching, batches if there are any, and passes, into a file or into arrays."""
@@ -186,9 +202,9 @@ def _run(
     depth_at = _depth_file(prepared, options, scratch)
     made, stack, of_stack = None, prepared, matching
     if prepared.batches:
-        made, of_stack = _stacked(prepared, options, scratch, listener)
+        made, of_stack = _stacked(prepared, options, scratch, journal, listener)
         stack = made.stack
-    passes = Passes(stack, of_stack, options, scratch, listener, depth_at)
+    passes = Passes(stack, of_stack, options, scratch, journal, listener, depth_at)
     if path is None:
         stats, arrays = passes.into_arrays()
         run = Run(stats, matching, passes.second, made)
@@ -197,7 +213,12 @@ def _run(
         arrays = None
         everyone = [cards.InputRow.of(p.image.name, prepared.channels) for p in prepared.placed]
         header = header_of(prepared, everyone, options)
-        with output.MosaicFile(path, prepared.grid.shape, images_of(stack, header)) as file:
+        images = images_of(stack, header)
+        temporary, goes_on = journal.part()
+        with output.MosaicFile(
+            path, temporary, prepared.grid.shape, images, goes_on=goes_on
+        ) as file:
+            journal.note("file", {}, [temporary])
             stats = passes.into_file(file.targets)
             run = Run(stats, matching, passes.second, made)
             rows = _checked_rows(prepared, run, options)
@@ -207,14 +228,18 @@ def _run(
 
 
 def _stacked(
-    prepared: Prepared, options: Options, scratch: Callable[[str], Path], listener: Listener
+    prepared: Prepared,
+    options: Options,
+    scratch: Callable[[str], Path],
+    journal: Journal,
+    listener: Listener,
 ) -> tuple[sds.MegaTiles, photometry.Matching | None]:
     """The stacks of the batches, and what the second pass needs to know of their levels."""
     threshold = prepared.plan.two_pass_coverage_threshold
     job, tiles = stack_job(
         prepared.batches, prepared.channels, prepared.grid, options, threshold, scratch
     )
-    made = sds.make_mega_tiles(prepared, job, tiles, scratch, listener)
+    made = sds.make_mega_tiles(prepared, job, tiles, scratch, journal, listener)
     prepared.seconds["batches"] = made.seconds
     if not are_matched(sds.stack_options(options), tiles):
         return made, None

@@ -14,8 +14,10 @@ import numpy as np
 
 from zmrs import _zmrs
 from zmrs.errors import Cancelled, DiskFullError, ZmrsError
+from zmrs.events import Clock
 from zmrs.plan import select_two_pass_plan
 from zmrs.settings import flag, known, setting
+from zmrs.stretch import run_pass
 from zmrs.two_pass import PERCENTILE, merge_epsilon
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from zmrs.config import Options
+    from zmrs.io.journal import Journal
     from zmrs.photometry import Matching
     from zmrs.prepare import Prepared
 
@@ -135,6 +138,7 @@ def two_pass(
     matching: Matching | None,
     options: Options,
     targets: SomeTargets,
+    journal: Journal,
     *,
     write_back: bool,
     bounds: Path | None,
@@ -164,7 +168,7 @@ def two_pass(
             raise
 
     try:
-        _renormalise(prepared, first, matching, targets, outcome, write_back, bounds, tell)
+        _renormalise(prepared, first, matching, targets, journal, outcome, write_back, bounds, tell)
     except _FAILURES as error:
         if stops or isinstance(error, Cancelled | DiskFullError):
             raise
@@ -185,31 +189,19 @@ def _renormalise(
     first: FirstPass,
     matching: Matching | None,
     targets: SomeTargets,
+    journal: Journal,
     outcome: TwoPass,
     write_back: bool,
     bounds: Path | None,
     progress: Callable[[int, int], None],
 ) -> None:
-    job, layout, channels = prepared.job, prepared.layout, prepared.channels
-
-    def timed(step: str, began: float) -> float:
-        now = time.perf_counter()
-        outcome.seconds[step] = now - began
-        return now
-
-    now = time.perf_counter()
-    counts = first.planes
-    if first.depth_at is not None:
-        _zmrs.write_depth(job, layout, first.planes, first.marks, (first.depth_at, 0))
-        counts = _zmrs.Planes.in_files(prepared.grid.width, [(first.depth_at, 0)])
-        now = timed("depth", now)
-    assert targets[0] is not None
-    found = _zmrs.measure_gains(job, layout, counts, first.marks, targets[0])
-    now = timed("gains", now)
-    if found.scales[0] <= found.scales[1]:
-        outcome.scales = found.scales
-    percentile = _zmrs.luminance_percentile(job, layout, first.planes, PERCENTILE)
-    now = timed("percentile", now)
+    noted = journal.found("gains")
+    if noted is None:
+        noted = _measured(prepared, first, matching, targets[0], outcome)
+        journal.note("gains", noted)
+    if noted["scales"] is not None:
+        outcome.scales = tuple(noted["scales"])
+    percentile, found = noted["percentile"], noted["gains"]
     if percentile is None:
         outcome.reason = "nothing is covered."
         return
@@ -218,25 +210,27 @@ def _renormalise(
             "[TwoPass] a twentieth of the mosaic is not above 0 (background subtracted?): the "
             "ratio by which the passes are merged means little there"
         )
-    gains = [[gain] * channels for gain in found.gains]
-    offsets = [[0.0] * channels for _ in found.gains]
+    gains = [[gain] * prepared.channels for gain in found]
+    offsets = noted["offsets"]
     if matching is not None:
         matched = zip(gains, matching.gains, strict=True)
         gains = [[g * m for g, m in zip(*both, strict=True)] for both in matched]
-        offsets = matching.offsets_after(found.gains)
-    now = timed("matching", now)
-    stats = _zmrs.run_pass_into_files(
-        job.with_photometry(gains, offsets),
-        layout,
+    began = time.perf_counter()
+    stats, _ = run_pass(
+        "pass two",
+        prepared.job.with_photometry(gains, offsets),
+        prepared.layout,
         targets,
-        write_back=write_back,
+        journal,
+        shape=prepared.grid.shape,
         bounds=bounds,
+        progress=progress,
+        write_back=write_back,
         over=first.planes,
         over_variance=first.variance,
         epsilon=merge_epsilon(percentile),
-        progress=progress,
     )
-    timed("second pass", now)
+    outcome.seconds["second pass"] = time.perf_counter() - began
     outcome.read_bytes, outcome.workers = stats.read_bytes, stats.workers
     outcome.chunk_peak_bytes, outcome.leased_peak_bytes = stats.chunk_peak, stats.ledger_peak
     outcome.replaced = stats.replaced / (prepared.grid.height * prepared.grid.width)
@@ -245,8 +239,40 @@ def _renormalise(
             "the second pass is less than 0.4 times as bright everywhere; check the gains."
         )
         return
-    outcome.gains, outcome.is_applied = found.gains, True
+    outcome.gains, outcome.is_applied = found, True
     outcome.offsets = None if matching is None else offsets
+
+
+def _measured(
+    prepared: Prepared,
+    first: FirstPass,
+    matching: Matching | None,
+    scales_at: tuple[Path, int] | None,
+    outcome: TwoPass,
+) -> dict[str, Any]:
+    """Gains and offsets of the inputs for the second pass, and what it is merged by."""
+    job, layout = prepared.job, prepared.layout
+    clock = Clock(outcome.seconds)
+    counts = first.planes
+    if first.depth_at is not None:
+        _zmrs.write_depth(job, layout, first.planes, first.marks, (first.depth_at, 0))
+        counts = _zmrs.Planes.in_files(prepared.grid.width, [(first.depth_at, 0)])
+        clock.lap("depth")
+    assert scales_at is not None
+    found = _zmrs.measure_gains(job, layout, counts, first.marks, scales_at)
+    clock.lap("gains")
+    percentile = _zmrs.luminance_percentile(job, layout, first.planes, PERCENTILE)
+    clock.lap("percentile")
+    offsets = [[0.0] * prepared.channels for _ in found.gains]
+    if matching is not None and percentile is not None:
+        offsets = matching.offsets_after(found.gains)
+    clock.lap("matching")
+    return {
+        "gains": found.gains,
+        "scales": found.scales if found.scales[0] <= found.scales[1] else None,
+        "percentile": percentile,
+        "offsets": offsets,
+    }
 
 
 def targets_in(file: Path, prepared: Prepared) -> Targets:

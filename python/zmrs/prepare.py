@@ -206,11 +206,12 @@ def prepare(
     threshold = (plan or Plan()).two_pass_coverage_threshold
     job = job_of(channels, chosen, placed, options, threshold)
     room = _room(chosen, placed, options, caps, allowed, plan, peak_before)
-    batches, last = [], job
+    batches, last, last_options = [], job, options
     if options.has_batches:
         batches = sds.plan_batches(job, placed, chosen.shape, options, room.fit)
         log.info("%d subs in %d batches", len(placed), len(batches))
         last, _ = stack_job(batches, channels, chosen, options, threshold)
+        last_options = sds.stack_options(options)
     layout = room.fit(last, in_memory=in_memory)
     log.info("plan=%s (memory: %s)", describe(layout.plan), room.allowed.reason)
     survey_bytes = _zmrs.survey_bytes(job, survey.questions(placed, options))
@@ -228,7 +229,7 @@ def prepare(
         reserved_bytes=room.reserved_bytes,
         n_passes=2 if options.two_pass else 1,
         matching_bytes=(job.input_bytes if are_matched(options, placed) else 0)
-        + (last.input_bytes if batches and sds.stack_options(options).match != "none" else 0),
+        + (last.input_bytes if batches and last_options.match != "none" else 0),
         compressed_bytes=sum(
             inputs.file_bytes(store) for one in placed for _, store in one.compressed()
         ),
@@ -237,13 +238,15 @@ def prepare(
         scratch_bytes=scratch_bytes,
         seconds=seconds,
         forecast_s=sum(seconds.values())
-        + forecast.of_job(
+        + sds.forecast_s(batches, options, matches=are_matched(options, placed))
+        + forecast.seconds(
             layout,
-            batches,
-            options,
-            matches=are_matched(options, placed),
-            pixels=chosen.height * chosen.width,
+            last_options.kernel,
+            last_options.combine,
+            matches=are_matched(last_options, placed),
+            pixels=chosen.height * chosen.width if options.two_pass else 0,
             survey_bytes=survey_bytes,
+            variance=options.variance,
         ),
     )
 

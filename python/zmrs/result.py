@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from astropy.io.fits import Header
     from numpy.typing import NDArray
 
-    from zmrs import _zmrs
     from zmrs.config import Options
     from zmrs.passes import Arrays
     from zmrs.photometry import Matching
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from zmrs.post_stack import TwoPass
     from zmrs.prepare import Prepared
     from zmrs.sds import MegaTiles
+    from zmrs.stretch import Totals
 
 _Number = TypeVar("_Number", bound=np.generic)
 
@@ -138,7 +138,7 @@ class Run:
         The stacks of batches that the passes combined, if they did.
     """
 
-    stats: _zmrs.PassStats
+    stats: Totals
     matching: Matching | None
     second: TwoPass | None
     made: MegaTiles | None

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from zmrs import _zmrs, inputs, limits
+from zmrs import _zmrs, forecast, inputs, limits
 from zmrs.coordinates import Geometry
 from zmrs.events import Stage
 from zmrs.io.storage import Storage
 from zmrs.placing import Placed
 from zmrs.scan import InputImage, Meta
+from zmrs.stretch import Totals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,12 +31,14 @@ if TYPE_CHECKING:
     from zmrs.config import Options
     from zmrs.events import Event
     from zmrs.grid import Grid
+    from zmrs.io.journal import Journal
     from zmrs.prepare import Prepared
 
 __all__ = [
     "Batch",
     "MegaTiles",
     "cut_batches",
+    "forecast_s",
     "make_mega_tiles",
     "mega_tiles_of",
     "plan_batches",
@@ -68,6 +71,8 @@ class Batch:
         Their places among the inputs.
     columns, rows
         Part of the output that the mega-tile covers: first pixel, and past the last.
+    plane_bytes
+        Of each plane of the mega-tile.
     layout
         How its pass is cut.
     """
@@ -76,18 +81,13 @@ class Batch:
     subs: list[int]
     columns: Span
     rows: Span
+    plane_bytes: int
     layout: _zmrs.Layout
 
     @property
     def shape(self) -> tuple[int, int]:
         """(height, width) of the mega-tile."""
         return self.rows[1] - self.rows[0], self.columns[1] - self.columns[0]
-
-    @property
-    def plane_bytes(self) -> int:
-        """Bytes of a plane of the mega-tile."""
-        height, width = self.shape
-        return 4 * height * width
 
     def job(self, whole: _zmrs.Job) -> _zmrs.Job:
         """What is computed: a part of the job of all subs."""
@@ -193,8 +193,8 @@ def plan_batches(
             (min(boxes[sub][axis][0] for sub in subs), max(boxes[sub][axis][1] for sub in subs))
             for axis in (0, 1)
         )
-        layout = fit(job.part(subs, columns, rows))
-        batches.append(Batch(number, subs, columns, rows, layout))
+        part = job.part(subs, columns, rows)
+        batches.append(Batch(number, subs, columns, rows, part.plane_bytes, fit(part)))
     return batches
 
 
@@ -269,6 +269,15 @@ def scratch_bytes(batches: Sequence[Batch], channels: int) -> int:
     return tiles + max((batch.layout.bounds_bytes for batch in batches), default=0)
 
 
+def forecast_s(batches: Sequence[Batch], options: Options, *, matches: bool) -> float:
+    """Seconds that the mega-tiles will take, and the matching of all subs if there is any."""
+    each = (
+        forecast.seconds(batch.layout, options.kernel, options.combine, matches=matches, pixels=0)
+        for batch in batches
+    )
+    return sum(each)
+
+
 @dataclass(frozen=True)
 class MegaTiles:
     """The mega-tiles of a job, made.
@@ -304,6 +313,7 @@ def make_mega_tiles(
     stack: _zmrs.Job,
     tiles: Sequence[Placed],
     scratch: Callable[[str], Path],
+    journal: Journal,
     listener: Callable[[Event], object] | None,
 ) -> MegaTiles:
     """Combine the subs of each batch into a mega-tile.
@@ -316,6 +326,8 @@ def make_mega_tiles(
         The job that combines the mega-tiles, and the mega-tiles.
     scratch
         Gives the path of a scratch file from its name.
+    journal
+        Knows which ones an interrupted run has made, and is told of each.
     listener
         Receives `zmrs.events.Event` objects.
 
@@ -332,14 +344,21 @@ def make_mega_tiles(
     write_back = limits.near_system_limit(scratch_bytes(prepared.batches, prepared.channels))
     for place, batch in enumerate(prepared.batches):
         file = _file_of(batch, scratch)
-        file.touch()
-        stats = _zmrs.run_pass_into_files(
-            batch.job(prepared.job),
-            batch.layout,
-            [(file, k * batch.plane_bytes) for k in range(planes)],
-            write_back=write_back,
-            bounds=scratch("bounds"),
-        )
+        noted = journal.found(file.name)
+        if noted is None:
+            file.touch()
+            stats = Totals.of(
+                _zmrs.run_pass_into_files(
+                    batch.job(prepared.job),
+                    batch.layout,
+                    [(file, k * batch.plane_bytes) for k in range(planes)],
+                    write_back=write_back,
+                    bounds=scratch("bounds"),
+                )
+            )
+            journal.note(file.name, stats.as_dict(), [file])
+        else:
+            stats = Totals.of(noted)
         for k, sub in enumerate(batch.subs):
             samples[sub], rejected[sub] = stats.samples[k], stats.rejected[k]
             batch_of[sub] = place

@@ -12,7 +12,7 @@ use zmrs_core::cancel::CancelToken;
 use zmrs_core::coverage::merge::MergeSink;
 use zmrs_core::coverage::planes::Planes as CorePlanes;
 use zmrs_core::layout::{self, Fitted, Traffic};
-use zmrs_core::pass::Progress;
+use zmrs_core::pass::{Place, Progress};
 use zmrs_core::sink::{FitsSink, MemorySink, Sink};
 use zmrs_core::sweeps::{self, Scratch};
 
@@ -132,6 +132,8 @@ pub fn fit(
 /// What a pass found out.
 #[pyclass(frozen, get_all, module = "zmrs._zmrs")]
 pub struct PassStats {
+    /// How far the pass has come: the sweep, and the first row that is not finished.
+    reached: (usize, usize),
     samples: Vec<u64>,
     rejected: Vec<u64>,
     read_bytes: u64,
@@ -142,18 +144,20 @@ pub struct PassStats {
     replaced: u64,
 }
 
-/// Run a pass and write its planes into files, each from a byte on; those of None are dropped.
+/// Run a pass, from `start` (sweep, row) on, and write its planes into files, each from a byte on;
+/// those of None are dropped. When `progress` says True it pauses after the present band.
 /// `marks` receives where the inputs lie; `bounds` is a file for a pass of two sweeps to write anew.
 /// With `over`, pixels that come out much darker than there stay as they are there, and so do their
 /// variances in `over_variance`; `epsilon` is added to its luminance for the comparison.
 #[pyfunction]
-#[pyo3(signature = (job, layout, targets, *, write_back=false, marks=None, bounds=None, over=None,
+#[pyo3(signature = (job, layout, targets, *, start=(0, 0), write_back=false, marks=None, bounds=None, over=None,
                     over_variance=None, epsilon=0.0, progress=None))]
 pub fn run_pass_into_files(
     py: Python<'_>,
     job: &Job,
     layout: &Layout,
     targets: Vec<Option<(PathBuf, u64)>>,
+    start: (usize, usize),
     write_back: bool,
     marks: Option<&Marks>,
     bounds: Option<PathBuf>,
@@ -169,7 +173,7 @@ pub fn run_pass_into_files(
     let sink = sink.map_err(|e| errors::to_py(py, &e))?;
     let scratch = bounds.as_deref().map(|path| Scratch { path, write_back });
     let Some(over) = over else {
-        return run(py, job, layout, &sink, marks, scratch, progress);
+        return run(py, job, start, layout, &sink, marks, scratch, progress);
     };
     let variance = over_variance.map(|planes| &*planes.0);
     if variance.map_or(0, CorePlanes::count) != job.0.variance_planes() {
@@ -177,7 +181,7 @@ pub fn run_pass_into_files(
     }
     let variance = variance.map(|planes| planes as &dyn CorePlanes);
     let sink = MergeSink::new(&*over.0, variance, epsilon, job.0.width, &sink);
-    let stats = run(py, job, layout, &sink, marks, scratch, progress)?;
+    let stats = run(py, job, start, layout, &sink, marks, scratch, progress)?;
     Ok(PassStats { replaced: sink.replaced(), ..stats })
 }
 
@@ -216,12 +220,13 @@ pub fn run_pass_into_arrays(
     let variances = variance.into_iter().flat_map(|variance| variance.chunks_mut(area)).collect();
     let sink = MemorySink::new(job.0.width, planes, counts, variances);
     let scratch = bounds.as_deref().map(|path| Scratch { path, write_back });
-    run(py, job, layout, &sink, marks, scratch, progress)
+    run(py, job, (0, 0), layout, &sink, marks, scratch, progress)
 }
 
 fn run(
     py: Python<'_>,
     job: &Job,
+    (sweep, row): (usize, usize),
     layout: &Layout,
     sink: &dyn Sink,
     marks: Option<&Marks>,
@@ -233,7 +238,10 @@ fn run(
     let tick = |py: Python<'_>| {
         if let Some(progress) = &progress {
             let rows = so_far.rows_written.load(Ordering::Relaxed);
-            progress.call1(py, (so_far.read_bytes.load(Ordering::Relaxed), rows))?;
+            let read = so_far.read_bytes.load(Ordering::Relaxed);
+            if progress.call1(py, (read, rows))?.is_truthy(py)? {
+                so_far.pause.store(true, Ordering::Relaxed);
+            }
         }
         Ok(())
     };
@@ -242,9 +250,11 @@ fn run(
         let ledger = Ledger::new(plan.memory_bytes.unwrap_or(u64::MAX));
         let _outside = ledger.reserve(*outside_bytes)?;
         let marks = marks.map(|marks| &marks.0);
-        sweeps::run_pass(&job.0, *layout, plan, &ledger, sink, marks, scratch, &cancel, &so_far)
+        let start = Place { sweep, row };
+        sweeps::run_pass(&job.0, start, *layout, plan, &ledger, sink, marks, scratch, &cancel, &so_far)
     })?;
     Ok(PassStats {
+        reached: (stats.reached.sweep, stats.reached.row),
         samples: stats.samples,
         rejected: stats.rejected,
         read_bytes: stats.read_bytes,

@@ -32,6 +32,18 @@ impl Marks {
         let marks = marks::Marks::create(&path);
         Ok(Self(marks.map_err(|e| errors::to_py(py, &e))?))
     }
+
+    /// The marks at `path` as far as the file `saved` knows them.
+    #[staticmethod]
+    fn reopen(py: Python<'_>, path: PathBuf, saved: PathBuf) -> PyResult<Self> {
+        let marks = marks::Marks::reopen(&path, &saved);
+        Ok(Self(marks.map_err(|e| errors::to_py(py, &e))?))
+    }
+
+    /// Say in a file what has been written until now.
+    fn save(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
+        self.0.save(&path).map_err(|e| errors::to_py(py, &e))
+    }
 }
 
 /// Finished planes: the channels of an image, then its coverage.

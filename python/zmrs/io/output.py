@@ -70,7 +70,12 @@ def _check_place(path: Path, inputs: Sequence[str], *, overwrite: bool) -> None:
 
 
 def check_scratch(
-    folder: str | Path | None, scratch_bytes: int, output: Path | None, output_bytes: int
+    folder: str | Path | None,
+    scratch_bytes: int,
+    output: Path | None,
+    output_bytes: int,
+    *,
+    held_bytes: int = 0,
 ) -> None:
     """Refuse a job whose scratch files will not fit, before any pixel is read.
 
@@ -82,6 +87,8 @@ def check_scratch(
         What they will take.
     output, output_bytes
         The mosaic, if it will be a file, and its size: both may lie on one disk.
+    held_bytes
+        What an interrupted run has left of all that.
 
     Raises
     ------
@@ -92,6 +99,7 @@ def check_scratch(
     needed = scratch_bytes
     if output is not None and place.stat().st_dev == output.parent.stat().st_dev:
         needed += output_bytes
+    needed -= min(held_bytes, needed)
     free = _free_bytes(place)
     if scratch_bytes and free is not None and free < needed:
         raise BudgetError(
@@ -131,17 +139,20 @@ class Image:
 class MosaicFile:
     """A mosaic while it is written.
 
-    A context manager: leaving it without `commit` removes the temporary file.
+    A context manager that closes the file; whoever has named the temporary file removes it when
+    there is no `commit`.
 
     Parameters
     ----------
-    path
-        The final name.
+    path, temporary
+        The final name, and the one until then, in the same folder.
     shape
         (H, W) of all planes.
     images
         The image HDUs.  `commit` replaces the header of the first, once all is known, by one that
         may have a few cards more.
+    goes_on
+        Whether the temporary file is there, made by an interrupted run of the same job.
 
     Attributes
     ----------
@@ -149,35 +160,46 @@ class MosaicFile:
         Where each plane lies: file and first byte, image by image.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, int], images: Sequence[Image]) -> None:
-        self.path = path
+    def __init__(
+        self,
+        path: Path,
+        temporary: Path,
+        shape: tuple[int, int],
+        images: Sequence[Image],
+        *,
+        goes_on: bool = False,
+    ) -> None:
+        self.path, self.temporary = path, temporary
         self._began = time.monotonic()
         headers, offsets, end = [], [], 0
-        for number, image in enumerate(images):
-            text = _to_bytes(image.header, spare_cards=0 if number else _SPARE_CARDS)
-            headers.append((end, text))
-            begin = end + len(text)
-            plane_bytes = shape[0] * shape[1] * image.sample_bytes
-            offsets += [begin + k * plane_bytes for k in range(image.planes)]
-            end = begin + -(-image.planes * plane_bytes // _BLOCK) * _BLOCK
-        self._header_bytes, self._end = len(headers[0][1]), end
-        self._check_space()
         with _reported(path):
-            handle, name = tempfile.mkstemp(
-                dir=path.parent, prefix=f".{path.name}.", suffix=".part"
-            )
-            self.temporary = Path(name)
-            self.targets = [(self.temporary, offset) for offset in offsets]
-            self._file = os.fdopen(handle, "r+b")
-            try:
-                self._file.truncate(end)
-                for at, text in headers:
-                    self._file.seek(at)
-                    self._file.write(text)
-                self._file.flush()
-            except BaseException:
-                self._discard()
-                raise
+            self._file = temporary.open("r+b" if goes_on else "w+b")
+        try:
+            with _reported(path):
+                # The first header names the plan, which may be another one now.
+                stored = _stored_header(self._file) if goes_on else None
+            for number, image in enumerate(images):
+                spare = 0 if number else _SPARE_CARDS
+                text = stored or _to_bytes(image.header, spare_cards=spare)
+                stored = None
+                headers.append((end, text))
+                begin = end + len(text)
+                plane_bytes = shape[0] * shape[1] * image.sample_bytes
+                offsets += [begin + k * plane_bytes for k in range(image.planes)]
+                end = begin + -(-image.planes * plane_bytes // _BLOCK) * _BLOCK
+            self._header_bytes, self._end = len(headers[0][1]), end
+            self.targets = [(temporary, offset) for offset in offsets]
+            if not goes_on:
+                self._check_space()
+                with _reported(path):
+                    self._file.truncate(end)
+                    for at, text in headers:
+                        self._file.seek(at)
+                        self._file.write(text)
+                    self._file.flush()
+        except BaseException:
+            self._file.close()
+            raise
 
     def _check_space(self) -> None:
         """A disk that cannot hold the output is better found full now than hours later."""
@@ -197,12 +219,12 @@ class MosaicFile:
             self._file.seek(self._end)
             for table in tables:
                 _append(self._file, table)
+            # An interrupted commit may have left a longer file.
+            self._file.truncate()
             self._file.flush()
             if time.monotonic() - self._began > _DURABLE_AFTER_S:
                 os.fsync(self._file.fileno())
             self._file.close()
-            # mkstemp makes files private; an output gets what the umask grants.
-            self.temporary.chmod(0o666 & ~_umask())
             self.temporary.replace(self.path)
 
     def __enter__(self) -> MosaicFile:
@@ -214,15 +236,21 @@ class MosaicFile:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._discard()
+        self._file.close()
         # The engine knows the temporary name only, and people the final one.
         if isinstance(error, OutputError) and str(self.temporary) in str(error):
             message = str(error).replace(str(self.temporary), str(self.path))
             raise type(error)(message) from error.__cause__
 
-    def _discard(self) -> None:
-        self._file.close()
-        self.temporary.unlink(missing_ok=True)
+
+def _stored_header(file: Any) -> bytes:
+    """The first header of a file, to its last block."""
+    text = b""
+    while block := file.read(_BLOCK):
+        text += block
+        if any(block[k : k + _CARD].rstrip() == b"END" for k in range(0, _BLOCK, _CARD)):
+            break
+    return text
 
 
 def _to_bytes(header: Header, *, spare_cards: int = 0, size: int | None = None) -> bytes:
@@ -258,9 +286,3 @@ def _reported(path: Path) -> Iterator[None]:
                 f"{path}: the disk is full; free some space and run the command again."
             ) from error
         raise OutputError(f"{path}: cannot be written ({error.strerror}).") from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

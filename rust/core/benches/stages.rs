@@ -11,7 +11,7 @@ use zmrs_core::coadd::{Combine, Parameters};
 use zmrs_core::geom::CoordGrid;
 use zmrs_core::job::{Input, Job};
 use zmrs_core::layout::{self, Fitted};
-use zmrs_core::pass::Progress;
+use zmrs_core::pass::{Place, Progress};
 use zmrs_core::plan::Plan;
 use zmrs_core::resample::Kernel;
 use zmrs_core::sink::MemorySink;
@@ -116,7 +116,7 @@ fn run(job: &Job) -> u64 {
     let scratch = Some(Scratch { path: &bounds, write_back: false });
     let Fitted { layout, plan, .. } = fitted;
     let stats =
-        run_pass(job, layout, &plan, &ledger, &sink, None, scratch, &cancel, &progress).unwrap();
+        run_pass(job, Place::default(), layout, &plan, &ledger, &sink, None, scratch, &cancel, &progress).unwrap();
     // Only combines in two sweeps have made it.
     let _ = std::fs::remove_file(&bounds);
     stats.samples.iter().sum()

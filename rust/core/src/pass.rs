@@ -8,7 +8,7 @@
 use std::mem;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
@@ -37,11 +37,24 @@ pub struct Progress {
     pub read_bytes: AtomicU64,
     /// Output rows written.
     pub rows_written: AtomicU64,
+    /// Set by whoever wants the pass to stop after the present band, to go on from there later.
+    pub pause: AtomicBool,
 }
 
-/// What a pass found out.
+/// How far a pass has come: which of its sweeps, and which row comes next.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// Counted from 0.
+    pub sweep: usize,
+    /// First row that is not finished.
+    pub row: usize,
+}
+
+/// What a pass, or a stretch of one, found out.
 #[derive(Clone, Debug, Default)]
 pub struct PassStats {
+    /// How far it has come.
+    pub reached: Place,
     /// Valid samples of each input.
     pub samples: Vec<u64>,
     /// Samples of each input, those of every channel, that were rejected.
@@ -58,11 +71,13 @@ pub struct PassStats {
     pub chunk_peak: u64,
 }
 
-/// One sweep over the inputs of `job`, cut as `layout` says, with the resources of `plan`. `marks`
-/// receives where each input lies; `bounds` are what the sweep holds samples against, if it does.
+/// One sweep over the inputs of `job`, cut as `layout` says, with the resources of `plan`, from row
+/// `first_row` on. `marks` receives where each input lies; `bounds` are what the sweep holds samples
+/// against, if it does.
 pub fn run_sweep(
     job: &Job,
     sweep: Sweep,
+    first_row: usize,
     layout: Layout,
     plan: &Plan,
     ledger: &Arc<Ledger>,
@@ -82,6 +97,8 @@ pub fn run_sweep(
         marks,
         bounds,
         cancel,
+        pause: &progress.pause,
+        first_row,
         refused: AtomicUsize::new(0),
     };
     let crew = (0..plan.cpu_workers).map(|_| Worker::new(job, sweep, marks.is_some(), ledger));
@@ -97,7 +114,7 @@ pub fn run_sweep(
         band: Band::new(job, sweep, layout, chunk)?,
     };
 
-    thread::scope(|scope| {
+    let row = thread::scope(|scope| {
         let (send, bands) = sync_channel::<Band>(1);
         let (give_back, returned) = sync_channel::<Band>(2);
         give_back.send(spare).expect("the other end is in this function");
@@ -129,6 +146,7 @@ pub fn run_sweep(
         (0..job.inputs.len()).map(each).collect()
     };
     Ok(PassStats {
+        reached: Place { sweep: 0, row },
         samples: total(Bench::samples),
         rejected: total(Bench::rejected),
         read_bytes: progress.read_bytes.load(Ordering::Relaxed),
@@ -148,6 +166,9 @@ struct Pass<'a> {
     marks: Option<&'a Marks>,
     bounds: Option<&'a FilePlanes>,
     cancel: &'a CancelToken,
+    pause: &'a AtomicBool,
+    /// Rows before this one are finished already.
+    first_row: usize,
     /// Most threads that the system has not granted at once.
     refused: AtomicUsize,
 }
@@ -224,16 +245,22 @@ enum Task<'a> {
 }
 
 impl Pass<'_> {
-    /// All steps, in order.
+    /// All steps, in order, less those that are finished already. Returns the row that is reached.
     fn steps(
         &self,
-        mut steps: impl Iterator<Item = Step>,
+        steps: impl Iterator<Item = Step>,
         crew: &mut [Worker],
-        (mut now, mut next): (&mut Arena, &mut Arena),
+        (even, odd): (&mut Arena, &mut Arena),
         output: &mut Output,
         hand_over: &mut dyn FnMut(&mut Band) -> Result<()>,
-    ) -> Result<()> {
+    ) -> Result<usize> {
+        let mut steps = steps.enumerate().skip_while(|(_, step)| self.is_finished(step)).peekable();
+        // A step has the arena that its layout has sized for it, wherever the pass begins.
+        let is_odd = steps.peek().is_some_and(|(number, _)| number % 2 == 1);
+        let (mut now, mut next) = if is_odd { (odd, even) } else { (even, odd) };
+        let mut steps = steps.map(|(_, step)| step);
         let mut present = steps.next();
+        let mut reached = self.job.height;
         if let Some(first) = &present {
             let tasks = self.loader.tasks(first, now, &[]).into_iter().map(Task::Load);
             self.run(crew, tasks.collect(), &[])?;
@@ -250,18 +277,32 @@ impl Pass<'_> {
             tasks.extend(self.row_tasks(&step, output));
             self.run(crew, tasks, &loaded)?;
             if step.is_last && step.rect.x1 == self.job.width as i64 {
-                output.band.rows = step.rect.y0 as usize..step.rect.y1 as usize;
+                output.band.rows = self.rows_of(&step).start as usize..step.rect.y1 as usize;
                 hand_over(&mut output.band)?;
+                if following.is_some() && self.pause.load(Ordering::Relaxed) {
+                    reached = step.rect.y1 as usize;
+                    break;
+                }
             }
             mem::swap(&mut now, &mut next);
             present = following;
         }
-        Ok(())
+        Ok(reached)
+    }
+
+    fn is_finished(&self, step: &Step) -> bool {
+        step.rect.y1 <= self.first_row as i64
+    }
+
+    /// Output rows of a step that are still to be computed.
+    fn rows_of(&self, step: &Step) -> Range<i64> {
+        step.rect.y0.max(self.first_row as i64)..step.rect.y1
     }
 
     /// Tasks that compute the rows of `step` into `output`.
     fn row_tasks<'a>(&self, step: &Step, output: &'a mut Output) -> Vec<Task<'a>> {
-        let rect = step.rect;
+        let rows = self.rows_of(step);
+        let rect = Rect::new(step.rect.x0..step.rect.x1, rows);
         let in_turn = !(step.is_first && step.is_last);
         let mut running: Vec<_> = output.running.iter_mut().map(|plane| &mut plane[..]).collect();
         let mut bounds: Vec<_> = output.bounds.iter_mut().map(|plane| &mut plane[..]).collect();

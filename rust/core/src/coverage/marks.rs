@@ -62,6 +62,37 @@ impl Marks {
         Ok(Self { path: path.to_owned(), file, groups: Mutex::default() })
     }
 
+    /// Say in the file `path` what has been written until now, for [`reopen`](Self::reopen).
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        let numbers = |group: &Group| {
+            [group.rows.start as u64, group.rows.end as u64, group.at, group.len as u64]
+        };
+        let numbers = groups.1.iter().flat_map(numbers);
+        let bytes: Vec<u8> = numbers.flat_map(u64::to_le_bytes).collect();
+        std::fs::write(path, bytes).map_err(|e| Error::writing(path, &e))
+    }
+
+    /// The marks at `path` as far as the file `saved` knows them; what was written since is dropped.
+    pub fn reopen(path: &Path, saved: &Path) -> Result<Self> {
+        let bytes = std::fs::read(saved).map_err(|e| Error::reading(saved, &e))?;
+        let (words, _) = bytes.as_chunks();
+        let words: Vec<u64> = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
+        let (groups, _) = words.as_chunks();
+        let group = |&[first, past, at, len]: &[u64; 4]| Group {
+            rows: first as usize..past as usize,
+            at,
+            len: len as usize,
+        };
+        let groups: Vec<_> = groups.iter().map(group).collect();
+        let ends = groups.iter().map(|group| group.at + (group.len * size_of::<Mark>()) as u64);
+        let end = ends.max().unwrap_or(0);
+        let file = File::options().read(true).write(true).open(path);
+        let file = file.map_err(|e| Error::writing(path, &e))?;
+        file.set_len(end).map_err(|e| Error::writing(path, &e))?;
+        Ok(Self { path: path.to_owned(), file, groups: Mutex::new((end, groups)) })
+    }
+
     /// All groups, from top to bottom.
     pub fn groups(&self) -> Vec<Group> {
         let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner).1.clone();
