@@ -24,7 +24,7 @@ import signal
 import sys
 from pathlib import Path
 
-from bench import giant, report, sets
+from bench import giant, report, sets, subs
 from bench.contestants import everybody, foretold, rejecting, ways
 from bench.measuring import FailedError, run_all
 from bench.report import Pair
@@ -101,6 +101,17 @@ def go_giant(options: argparse.Namespace) -> None:
     sys.exit("\n".join(["", *wrong]) if wrong else 0)
 
 
+def go_subs(options: argparse.Namespace) -> None:
+    """Make the mosaics of subs, write SUBS.md, and exit with the verdict."""
+    some = sets.Subs(40, (480, 270)) if options.small else sets.SUBS
+    load, _, _ = os.getloadavg()
+    folder = some.make(options.work)
+    made = [subs.make(folder, memory, options.work) for memory in subs.MEMORIES]
+    lines = report.heading("benchmarks/run.py --subs", load)
+    write(options, "SUBS.md", lines + subs.report(some, made))
+    sys.exit("\n".join(words for one in made for words in one.broken) or 0)
+
+
 def write(options: argparse.Namespace, name: str, lines: list[str]) -> None:
     """Show a report, and keep it unless it is only a trial."""
     text = "\n".join(lines) + "\n"
@@ -118,6 +129,7 @@ def main() -> None:
     parser.add_argument("--skip-scaling", action="store_true", help="it takes 10 GB of disk")
     parser.add_argument("--skip-stages", action="store_true")
     parser.add_argument("--giant", nargs="*", choices=list(GIANTS), help="these instead, or all")
+    parser.add_argument("--subs", action="store_true", help="only thousands of subs, checked")
     parser.add_argument("--rejecting", action="store_true", help="only combines that reject")
     parser.add_argument(
         "--small", action="store_true", help="a trial on small sets, of which nothing is kept"
@@ -130,6 +142,8 @@ def main() -> None:
     if options.giant is not None:
         go_giant(options)
     try:
+        if options.subs:
+            go_subs(options)
         if options.rejecting:
             print("\n".join(compare_rejecting(options, 1)))
             return

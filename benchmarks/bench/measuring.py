@@ -74,10 +74,10 @@ def _environment() -> dict[str, str]:
 def measure(
     command: Command,
     folder: Path,
-    look: Callable[[], object] | None = None,
+    look: Callable[[int], object] | None = None,
     pause_s: float = 0.005,
 ) -> Run:
-    """Run a command once, from outside; `look` is called again and again meanwhile."""
+    """Run a command once, from outside; `look` is called with its number again and again."""
     command.clean()
     with (folder / "log.txt").open("wb") as log:
         began = time.perf_counter()
@@ -92,7 +92,7 @@ def measure(
                     break
                 peak_kib = max(peak_kib, peak_of(child.pid))
                 if look is not None:
-                    look()
+                    look(child.pid)
                 time.sleep(pause_s)
             wall_s = time.perf_counter() - began
             child.returncode = os.waitstatus_to_exitcode(status)

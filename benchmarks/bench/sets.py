@@ -117,8 +117,65 @@ class Exposures:
         return folder
 
 
+@dataclass(frozen=True)
+class Subs:
+    """Subs of 10 s as a smart telescope takes them of 2 x 2 fields, one field after the other.
+
+    They are uint16 of 1080 x 1920, overlap 30 %, some pixels apart, turned by up to 3 degrees, with
+    satellites, hot pixels and cosmic rays; each with a sky and a transparency of its own.
+
+    Attributes
+    ----------
+    number
+        Of subs; a multiple of 4.
+    shape
+        (H, W) of each.
+    """
+
+    number: int
+    shape: tuple[int, int] = (1920, 1080)
+
+    @property
+    def words(self) -> str:
+        """In words."""
+        return f"{self.number} subs of {self.shape[1]} x {self.shape[0]} uint16, 2 x 2 fields"
+
+    def make(self, work: Path) -> Path:
+        """The folder of the subs, which are simulated once and kept."""
+        folder = work / f"{self.number}_subs_{self.shape[1]}x{self.shape[0]}"
+        done = folder / "complete"
+        if not done.exists():
+            import numpy as np
+
+            from zmrs import simulate
+
+            shutil.rmtree(folder, ignore_errors=True)
+            rng = np.random.default_rng(17)
+            sky = simulate.Sky.random(5, center_deg=CENTER, radius_deg=1.6, n_stars=4000)
+            fields = simulate.dither_pattern(
+                (2, 2), self.shape, 2.37, center_deg=CENTER, overlap=OVERLAP, max_rotation_deg=0.0
+            )
+            light = simulate.Contaminants(satellites=0.1, hot=1e-4, cosmic_rays=20.0)
+            specs = []
+            for number in range(self.number):
+                field = fields[4 * number // self.number]
+                turn = rng.uniform(-TURN_DEG, TURN_DEG)
+                wcs = simulate.make_frame_wcs(tuple(field.wcs.crval), 2.37, turn, self.shape)
+                wcs.wcs.crpix += rng.uniform(-15.0, 15.0, 2)
+                specs.append(
+                    simulate.FrameSpec(
+                        wcs, self.shape, noise_sigma=20.0, sky_level=rng.uniform(800.0, 1200.0),
+                        gain=rng.uniform(0.9, 1.0), exptime_s=10.0, contaminants=light,
+                    )
+                )  # fmt: skip
+            simulate.write_frames(folder, sky, specs, bitpix=16, seed=6, truth=False)
+            done.touch()
+        return folder
+
+
 TILES = Tiles(6, 2048)
 COLOUR = Tiles(4, 1024, channels=3)
+SUBS = Subs(2000)
 LARGE = Tiles(6, 4096, scale_arcsec=0.5)
 """The field of `TILES` on four times the canvas."""
 THIRTY = Exposures(30, (2822, 4144))

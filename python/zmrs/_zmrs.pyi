@@ -22,6 +22,8 @@ __all__ = [
     "Plan",
     "Planes",
     "Source",
+    "blank_low_coverage",
+    "blank_low_coverage_of_arrays",
     "blur_coverage",
     "build_info",
     "copy_planes",

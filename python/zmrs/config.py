@@ -363,8 +363,10 @@ class Options:
 
     def _check_batches(self) -> None:
         """Refuse batches that make no sense."""
-        if self.batch == 1:
-            raise UsageError("--batch: one sub is no batch; give 2 or more, or 0 for all at once.")
+        if self.batch is not None and (self.batch < 0 or self.batch == 1):
+            raise UsageError(
+                f"--batch: {self.batch} is no batch; give 2 or more, or 0 for all at once."
+            )
         if self.sds_target_batch < self.sds_min_batch:
             raise UsageError(
                 f"--sds-target-batch: {self.sds_target_batch} is less than --sds-min-batch"

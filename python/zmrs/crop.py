@@ -8,7 +8,6 @@ no finished image has to be copied.
 from __future__ import annotations
 
 import logging
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from astropy.wcs import WCS
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["cropped", "well_covered_box"]
+__all__ = ["cropped", "outlines", "well_covered_box"]
 
 log = logging.getLogger("zmrs")
 
@@ -105,20 +104,29 @@ def _widened(cells: slice, size: int) -> tuple[int, int]:
     return max(0, first), min(size, past)
 
 
-def _counts(
+def outlines(
     grid: Grid, images: Sequence[tuple[WCS, tuple[int, int]]], names: Sequence[str]
-) -> NDArray[np.int64]:
-    """Inputs whose outline holds the middle of each cell of the grid."""
+) -> list[NDArray[np.float64]]:
+    """Corners of each input in pixels of the grid, (4, 2) x and y, in turn.
+
+    More points stand for an input whose corners are not on the sky.  NaN is what the grid's
+    projection does not show.
+    """
     from astropy.coordinates import ICRS  # noqa: PLC0415  (imported long before)
 
     prints = footprints(images, names)
     lon, lat = transform(prints.lon, prints.lat, ICRS(), frame_of(grid.wcs))
-    x, y = grid.wcs.wcs_world2pix(lon, lat, 0)
+    corners = np.column_stack(grid.wcs.wcs_world2pix(lon, lat, 0))
+    return np.split(corners, np.searchsorted(prints.owner, np.arange(1, len(images))))
+
+
+def _counts(
+    grid: Grid, images: Sequence[tuple[WCS, tuple[int, int]]], names: Sequence[str]
+) -> NDArray[np.int64]:
+    """Inputs whose outline holds the middle of each cell of the grid."""
     counts = np.zeros([-(-size // _CELL_PX) for size in grid.shape], np.int64)
     middles = [(np.arange(size) + 0.5) * _CELL_PX - 0.5 for size in counts.shape]
-    first = np.searchsorted(prints.owner, np.arange(len(images) + 1))
-    for start, past in pairwise(first):
-        corners = np.column_stack([x[start:past], y[start:past]])
+    for corners in outlines(grid, images, names):
         rows, columns = (
             slice(*np.searchsorted(middle, (along.min(), along.max())))
             for middle, along in zip(middles, corners.T[::-1], strict=True)

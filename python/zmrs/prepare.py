@@ -208,7 +208,7 @@ def prepare(
     room = _room(chosen, placed, options, caps, allowed, plan, peak_before)
     batches, last, last_options = [], job, options
     if options.has_batches:
-        batches = sds.plan_batches(job, placed, chosen.shape, options, room.fit)
+        batches = sds.plan_batches(job, placed, chosen, options, room.fit)
         log.info("%d subs in %d batches", len(placed), len(batches))
         last, _ = stack_job(batches, channels, chosen, options, threshold)
         last_options = sds.stack_options(options)

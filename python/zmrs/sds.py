@@ -17,6 +17,7 @@ import numpy as np
 
 from zmrs import _zmrs, forecast, inputs, limits
 from zmrs.coordinates import Geometry
+from zmrs.crop import outlines
 from zmrs.events import Stage
 from zmrs.io.storage import Storage
 from zmrs.placing import Placed
@@ -160,7 +161,7 @@ def _cells(span: Span, size: int, cells: int) -> slice:
 def plan_batches(
     job: _zmrs.Job,
     placed: Sequence[Placed],
-    shape: tuple[int, int],
+    grid: Grid,
     options: Options,
     fit: Callable[[_zmrs.Job], _zmrs.Layout],
 ) -> list[Batch]:
@@ -170,32 +171,47 @@ def plan_batches(
     ----------
     job
         Of all subs.
-    placed, shape
-        Where they lie, and the (height, width) of the output.
+    placed, grid
+        Where they lie on the output.
     fit
         Cuts a pass so that it fits the memory, or refuses.
     """
-    boxes = [_clipped(one.geometry.grid.footprint, shape) for one in placed]
     if options.batch:
         everyone = range(len(placed))
         found = [list(everyone[k : k + options.batch]) for k in everyone[:: options.batch]]
     else:
         found = cut_batches(
-            boxes,
-            shape,
+            _boxes(placed, grid),
+            grid.shape,
             least=options.sds_min_batch,
             target=options.sds_target_batch,
             coverage=options.sds_coverage,
         )
+    # Every pixel of a sub lies within its cells of coordinates.
+    cells = [_clipped(one.geometry.grid.footprint, grid.shape) for one in placed]
     batches = []
     for number, subs in enumerate(found, start=1):
         columns, rows = (
-            (min(boxes[sub][axis][0] for sub in subs), max(boxes[sub][axis][1] for sub in subs))
+            (min(cells[sub][axis][0] for sub in subs), max(cells[sub][axis][1] for sub in subs))
             for axis in (0, 1)
         )
         part = job.part(subs, columns, rows)
         batches.append(Batch(number, subs, columns, rows, part.plane_bytes, fit(part)))
     return batches
+
+
+def _boxes(placed: Sequence[Placed], grid: Grid) -> list[Box]:
+    """Columns and rows between the outermost corners of each sub; all where one is not known."""
+    images = [(one.image.wcs, inputs.shape_of(one.image)) for one in placed]
+    boxes = []
+    for corners in outlines(grid, images, [one.image.name for one in placed]):
+        if np.isfinite(corners).all():
+            first, past = np.floor(corners.min(axis=0)), np.ceil(corners.max(axis=0)) + 1
+            (x0, y0), (x1, y1) = first.astype(int).tolist(), past.astype(int).tolist()
+            boxes.append(((x0, x1), (y0, y1)))
+        else:
+            boxes.append(((0, grid.width), (0, grid.height)))
+    return boxes
 
 
 def _clipped(box: Box, shape: tuple[int, int]) -> Box:

@@ -251,7 +251,9 @@ fn run(
         let _outside = ledger.reserve(*outside_bytes)?;
         let marks = marks.map(|marks| &marks.0);
         let start = Place { sweep, row };
-        sweeps::run_pass(&job.0, start, *layout, plan, &ledger, sink, marks, scratch, &cancel, &so_far)
+        sweeps::run_pass(
+            &job.0, start, *layout, plan, &ledger, sink, marks, scratch, &cancel, &so_far,
+        )
     })?;
     Ok(PassStats {
         reached: (stats.reached.sweep, stats.reached.row),

@@ -227,8 +227,8 @@ def test_the_plan_as_json(frames: list[Path], tmp_path: Path) -> None:
     assert outcome.status == 0, outcome.err
     plan = json.loads(outcome.out)
     assert set(plan) == {
-        "grid", "plan", "backend", "batches", "bands", "memory", "read_bytes", "write_bytes", "scratch_bytes",
-        "time_s", "inputs",
+        "grid", "plan", "backend", "batches", "bands", "memory", "read_bytes", "write_bytes",
+        "scratch_bytes", "time_s", "inputs",
     }  # fmt: skip
     assert set(plan["grid"]) == {"width", "height", "wcs"}
     assert WCS(fits.Header(plan["grid"]["wcs"])).has_celestial

@@ -246,14 +246,17 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     Parameters
     ----------
     before, now
-        Plain values by name; those that are mappings themselves are compared entry by entry.
+        Plain values by name; those that are mappings themselves are compared entry by entry, and
+        in their order.
     """
     for part in (*before, *(name for name in now if name not in before)):
         old, new = before.get(part), now.get(part)
-        if old == new:
-            continue
         if not (isinstance(old, dict) and isinstance(new, dict)):
+            if old == new:
+                continue
             return f"{part} was {old}, is {new}"
+        if list(old.items()) == list(new.items()):
+            continue
         for name in (*old, *(name for name in new if name not in old)):
             if name not in new:
                 return f"{part}: {name} is gone"

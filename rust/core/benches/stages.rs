@@ -115,8 +115,19 @@ fn run(job: &Job) -> u64 {
     let bounds = std::env::temp_dir().join(format!("zmrs-bench-{}", std::process::id()));
     let scratch = Some(Scratch { path: &bounds, write_back: false });
     let Fitted { layout, plan, .. } = fitted;
-    let stats =
-        run_pass(job, Place::default(), layout, &plan, &ledger, &sink, None, scratch, &cancel, &progress).unwrap();
+    let stats = run_pass(
+        job,
+        Place::default(),
+        layout,
+        &plan,
+        &ledger,
+        &sink,
+        None,
+        scratch,
+        &cancel,
+        &progress,
+    )
+    .unwrap();
     // Only combines in two sweeps have made it.
     let _ = std::fs::remove_file(&bounds);
     stats.samples.iter().sum()

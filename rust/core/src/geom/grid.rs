@@ -155,6 +155,7 @@ impl CoordGrid {
     }
 
     /// The same grid on an output whose first pixel is this one's pixel (x, y).
+    #[must_use]
     pub fn seen_from(&self, x: i64, y: i64) -> Self {
         Self { origin: [self.origin[0] - x, self.origin[1] - y], ..self.clone() }
     }
@@ -169,16 +170,12 @@ impl CoordGrid {
 
     /// Output pixels that the cells cover, less the empty ones at the edges.
     pub fn footprint(&self) -> Rect {
-        let (mut x, mut y) = (i64::MAX..i64::MIN, i64::MAX..i64::MIN);
-        for (number, kind) in self.cells.iter().enumerate() {
-            if *kind != CellKind::Empty {
-                let across = self.column_span(number % self.cells_across);
-                let down = self.row_span(number / self.cells_across);
-                x = x.start.min(across.start)..x.end.max(across.end);
-                y = y.start.min(down.start)..y.end.max(down.end);
-            }
-        }
-        if x.is_empty() { Rect::default() } else { Rect::new(x, y) }
+        let cells = self.cells.iter().enumerate().filter(|(_, kind)| **kind != CellKind::Empty);
+        cells.fold(Rect::default(), |all, (number, _)| {
+            let across = self.column_span(number % self.cells_across);
+            let down = self.row_span(number / self.cells_across);
+            all.union(&Rect::new(across, down))
+        })
     }
 
     /// Width and height of the input's frame, in pixels.
