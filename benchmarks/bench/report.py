@@ -173,7 +173,8 @@ def scaling(about: str, pairs: list[Pair]) -> list[str]:
 def stages(rows: list[tuple[str, float, float]]) -> list[str]:
     """Stages in memory."""
     text = (
-        "One thread, from `cargo bench`. `decode`: stored samples to float32. `pass`: four"
+        "One thread, from `cargo bench`. `decode`: stored samples to float32. `colours`:"
+        " raw frames to three channels. `pass`: four"
         " frames turned by three degrees onto 1024 x 1024 pixels, coordinates, sampling and"
         " combining together, in memory."
     )

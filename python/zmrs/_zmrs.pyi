@@ -131,6 +131,7 @@ class Source:
         shape: tuple[int, int, int],
         scale: tuple[float, float] = ...,
         blank: int | None = None,
+        filters: tuple[str, float | None] | None = None,
     ) -> Source: ...
     @staticmethod
     def memory(
@@ -146,6 +147,7 @@ class Source:
         shape: tuple[int, int, int],
         scale: tuple[float, float] = ...,
         blank: int | None = None,
+        filters: tuple[str, float | None] | None = None,
     ) -> Source: ...
     def provide(self, array: NDArray[uint8]) -> None: ...
 

@@ -49,6 +49,7 @@ COMBINES = (
     "winsorized-reference",
     "winsor-percentile",
 )
+DEBAYERS = ("bilinear", "none")
 MATCHES = ("none", "offset", "gain")
 MODES: dict[str, dict[str, Any]] = {
     "normal": {},
@@ -108,6 +109,13 @@ class Options:
         metavar="N|NAME",
     )
     recursive: bool = _option(False, "Look for inputs in subfolders too", kind="flag")
+    debayer: str = _option(
+        "bilinear",
+        "How raw colour frames (BAYERPAT in the header) get their colours; none leaves them as they"
+        " are",
+        kind="choice",
+        choices=DEBAYERS,
+    )
     kernel: str = _option("bilinear", "How inputs are sampled", kind="choice", choices=KERNELS)
     mode: str = _option(
         "normal",

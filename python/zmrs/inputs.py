@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsFloat
 
@@ -91,7 +91,7 @@ Image = InputImage | ArrayImage
 
 def channels_of(image: Image) -> int:
     """Number of planes of an image."""
-    return image.channels if isinstance(image, ArrayImage) else image.storage.channels
+    return image.channels if isinstance(image, ArrayImage) else image.storage.colours
 
 
 def shape_of(image: Image) -> tuple[int, int]:
@@ -122,12 +122,13 @@ def gather(
     hdu: str | int | None,
     recursive: bool,
     rule: WeightRule,
+    debayers: bool = True,
     weights: Sequence[Any] | None = None,
 ) -> Gathered:
     """Images from paths, HDUs, ``(array, wcs)`` pairs and ``NDData``, in the order given.
 
-    `rule` says where files have their weights.  `weights` belong to the inputs as given; all images
-    of a folder or glob share one.
+    `rule` says where files have their weights; raw colour frames are read as three channels if
+    `debayers`.  `weights` belong to the inputs as given; all images of a folder or glob share one.
     """
     number = int(str(hdu)) if re.fullmatch("[0-9]+", str(hdu)) else hdu
     if weights is not None and len(weights) != len(given):
@@ -153,7 +154,16 @@ def gather(
             found.weights.append(weight)
     if paths:
         found.take(scan_inputs(paths, number, recursive, rule), shared)
+    if not debayers:
+        found.images = [_as_stored(image) for image in found.images]
     return found
+
+
+def _as_stored(image: Image) -> Image:
+    """An image whose colours are not taken apart."""
+    if isinstance(image, ArrayImage) or image.storage.bayer is None:
+        return image
+    return replace(image, storage=replace(image.storage, bayer=None))
 
 
 def _from_object(item: Any, name: str) -> ArrayImage:
@@ -213,16 +223,25 @@ def source_of(image: Image) -> _zmrs.Source:
     """The engine's view of an image; that of a compressed one gets its pixels later."""
     if isinstance(image, ArrayImage):
         return _memory_source(image.pixels)
-    return stored_source(image.storage)
+    return stored_source(image.storage, image.meta.saturate)
 
 
-def stored_source(store: Storage) -> _zmrs.Source:
-    """The engine's view of samples in a file; that of compressed ones gets them later."""
+def stored_source(store: Storage, saturation: float | None = None) -> _zmrs.Source:
+    """The engine's view of samples in a file; that of compressed ones gets them later.
+
+    Parameters
+    ----------
+    store
+        Where they stand; those of a raw colour frame are read as three channels.
+    saturation
+        From which value on they are saturated, and what they are mixed into.
+    """
     shape, scale = (store.channels, *store.shape), (store.bscale, store.bzero)
+    filters = None if store.bayer is None else (store.bayer, saturation)
     if store.compressed:
-        return _zmrs.Source.deferred(store.bitpix, shape, scale, store.blank)
+        return _zmrs.Source.deferred(store.bitpix, shape, scale, store.blank, filters)
     path = str(Path(store.path).resolve())
-    return _zmrs.Source.file(path, store.offset, store.bitpix, shape, scale, store.blank)
+    return _zmrs.Source.file(path, store.offset, store.bitpix, shape, scale, store.blank, filters)
 
 
 @dataclass(frozen=True)

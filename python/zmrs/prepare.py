@@ -182,7 +182,12 @@ def prepare(
             f"--weight-type {options.weight_type}: there are no weights; name them with --weights."
         )
     gathered = inputs.gather(
-        given, hdu=options.hdu, recursive=options.recursive, rule=rule, weights=weights
+        given,
+        hdu=options.hdu,
+        recursive=options.recursive,
+        rule=rule,
+        debayers=options.debayer != "none",
+        weights=weights,
     )
     images = _usable(gathered, options)
     channels = inputs.check_channels(images)

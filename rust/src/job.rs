@@ -12,12 +12,15 @@ use zmrs_core::geom::Rect;
 use zmrs_core::job;
 use zmrs_core::photometry::{self, GainRules};
 use zmrs_core::resample::Kernel;
-use zmrs_core::source::{self, Encoding, SampleType, SharedBytes, Store};
+use zmrs_core::source::{self, Bayer, Encoding, SampleType, SharedBytes, Store};
 use zmrs_core::weights::{MapKind, Saturation, Weighting};
 
 use crate::arrays::SharedArray;
 use crate::errors;
 use crate::geometry::CoordGrid;
+
+/// The filters of a raw colour frame, as `RGGB`, and the value at which its pixels are saturated.
+type Filters<'a> = Option<(&'a str, Option<f32>)>;
 
 /// The stored planes of one image.
 #[pyclass(frozen, module = "zmrs._zmrs")]
@@ -31,15 +34,21 @@ impl Source {
         shape: (usize, usize, usize),
         scale: (f64, f64),
         blank: Option<i64>,
+        filters: Filters<'_>,
     ) -> PyResult<Self> {
         let sample = SampleType::from_bitpix(bitpix)
             .ok_or_else(|| PyValueError::new_err(format!("there is no BITPIX {bitpix}")))?;
+        let known = |(name, saturation): (&str, _)| {
+            Bayer::from_name(name, saturation)
+                .ok_or_else(|| PyValueError::new_err(format!("there are no filters '{name}'")))
+        };
         Ok(Self(Arc::new(source::Source {
             store,
             encoding: Encoding { sample, big_endian, scale: scale.0, zero: scale.1, blank },
-            channels: shape.0,
+            planes: shape.0,
             height: shape.1,
             width: shape.2,
+            bayer: filters.map(known).transpose()?,
         })))
     }
 
@@ -54,7 +63,7 @@ impl Source {
 #[pymethods]
 impl Source {
     #[staticmethod]
-    #[pyo3(signature = (path, offset, bitpix, shape, scale=(1.0, 0.0), blank=None))]
+    #[pyo3(signature = (path, offset, bitpix, shape, scale=(1.0, 0.0), blank=None, filters=None))]
     fn file(
         path: PathBuf,
         offset: u64,
@@ -62,8 +71,9 @@ impl Source {
         shape: (usize, usize, usize),
         scale: (f64, f64),
         blank: Option<i64>,
+        filters: Filters<'_>,
     ) -> PyResult<Self> {
-        Self::build(Store::File { path, offset }, bitpix, true, shape, scale, blank)
+        Self::build(Store::File { path, offset }, bitpix, true, shape, scale, blank, filters)
     }
 
     #[staticmethod]
@@ -75,20 +85,22 @@ impl Source {
         scale: (f64, f64),
         blank: Option<i64>,
     ) -> PyResult<Self> {
-        let later = Self::deferred(bitpix, shape, scale, blank)?;
+        let later = Self::deferred(bitpix, shape, scale, blank, None)?;
         let store = Store::Memory(later.bytes_of(&array)?);
-        Self::build(store, bitpix, false, shape, scale, blank)
+        Self::build(store, bitpix, false, shape, scale, blank, None)
     }
 
     #[staticmethod]
-    #[pyo3(signature = (bitpix, shape, scale=(1.0, 0.0), blank=None))]
+    #[pyo3(signature = (bitpix, shape, scale=(1.0, 0.0), blank=None, filters=None))]
     fn deferred(
         bitpix: i64,
         shape: (usize, usize, usize),
         scale: (f64, f64),
         blank: Option<i64>,
+        filters: Filters<'_>,
     ) -> PyResult<Self> {
-        Self::build(Store::Deferred(OnceLock::new()), bitpix, false, shape, scale, blank)
+        let store = Store::Deferred(OnceLock::new());
+        Self::build(store, bitpix, false, shape, scale, blank, filters)
     }
 
     fn provide(&self, array: PyReadonlyArray1<'_, u8>) -> PyResult<()> {
@@ -126,7 +138,7 @@ impl Input {
         saturation: Option<f32>,
         noise: Option<Vec<f64>>,
     ) -> PyResult<Self> {
-        let channels = image.0.channels;
+        let channels = image.0.channels();
         let unknown = || PyValueError::new_err(format!("there is no kind of weights '{map_kind}'"));
         Ok(Self(job::Input {
             name,

@@ -180,7 +180,7 @@ def test_mosaic_equals_that_of_reproject(each: Set, table: list[str]) -> None:
     template = str(DATA / each.folder / each.grid_of) if each.grid_of else None
     options: dict[str, Any] = {"rotate": each.rotate} if each.rotate is not None else {}
     # reproject takes zeros for values, also those that mean that nothing was observed.
-    options |= {"memory": "2GiB", "threads": 2, "zero_is_blank": "off"}
+    options |= {"memory": "2GiB", "threads": 2, "zero_is_blank": "off", "debayer": "none"}
     result = unmatched(each.paths, wcs=template, **options)
     assert [row.status for row in result.inputs] == ["used"] * len(each.paths)
     ours, coverage = result.data, result.coverage

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from zmrs.io.headers import GzipSource, Hdu, Source, UnusableError
+from zmrs.io.headers import Cards, GzipSource, Hdu, Source, UnusableError
 
 __all__ = ["Storage", "storage_of"]
 
 _BITPIX = frozenset({8, 16, 32, 64, -32, -64})
+_BAYER = ("RGGB", "GRBG", "GBRG", "BGGR")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,9 @@ class Storage:
         None for floating-point pixels, where NaN says it.
     compressed
         True for tile-compressed images and gzipped files, whose bytes cannot be read in place.
+    bayer
+        Filters of a raw colour frame, those of the first two pixels of the first stored row and
+        then of the second: ``RGGB``, ``GRBG``, ``GBRG`` or ``BGGR``; None for others.
     """
 
     path: str
@@ -48,6 +52,12 @@ class Storage:
     bzero: float = 0.0
     blank: int | None = None
     compressed: bool = False
+    bayer: str | None = None
+
+    @property
+    def colours(self) -> int:
+        """Channels of the image that the stored ones make."""
+        return self.channels if self.bayer is None else 3
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -72,6 +82,7 @@ def storage_of(
     if bscale == 0:
         raise UnusableError("its BSCALE is 0", "repair the header or leave it out")
     blank, notes = _blank(hdu)
+    bayer, more_notes = _filters(hdu.cards, shape)
     storage = Storage(
         path=path,
         hdu=hdu.index,
@@ -84,8 +95,28 @@ def storage_of(
         bzero=0.0 if bzero is None else bzero,
         blank=blank,
         compressed=hdu.is_tiled or isinstance(source, GzipSource),
+        bayer=bayer,
     )
-    return storage, notes
+    return storage, notes + more_notes
+
+
+def _filters(cards: Cards, shape: tuple[int, int, int]) -> tuple[str | None, list[str]]:
+    """Filters of a raw colour frame, in the order in which its pixels are stored.
+
+    ``BAYERPAT`` names those at the top left of the picture, `XBAYROFF` and `YBAYROFF` where that is
+    in the pattern; the last stored row is the top where ``ROWORDER`` is ``BOTTOM-UP``.
+    """
+    named, (channels, height, width) = cards.string("BAYERPAT"), shape
+    if named is None or channels > 1 or min(height, width) < 2:
+        return None, []
+    pattern = named.upper()
+    if pattern not in _BAYER:
+        return None, [f"BAYERPAT {named!r} is no order of filters; read as one without colour."]
+    dx, dy = (cards.integer(keyword) or 0 for keyword in ("XBAYROFF", "YBAYROFF"))
+    is_upright = (cards.string("ROWORDER") or "").upper() != "BOTTOM-UP"
+    rows = (0, 1) if is_upright else (height - 1, height - 2)
+    stored = (pattern[2 * ((y + dy) % 2) + (x + dx) % 2] for y in rows for x in (0, 1))
+    return "".join(stored), []
 
 
 def _check_length(hdu: Hdu, source: Source) -> None:

@@ -8,14 +8,14 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use zmrs_core::budget::{Ledger, Projection};
 use zmrs_core::cancel::CancelToken;
 use zmrs_core::coadd::{Combine, Parameters};
-use zmrs_core::geom::CoordGrid;
+use zmrs_core::geom::{CoordGrid, Rect};
 use zmrs_core::job::{Input, Job};
 use zmrs_core::layout::{self, Fitted};
 use zmrs_core::pass::{Place, Progress};
 use zmrs_core::plan::Plan;
 use zmrs_core::resample::Kernel;
 use zmrs_core::sink::MemorySink;
-use zmrs_core::source::{Encoding, SampleType, Source, Store};
+use zmrs_core::source::{Bayer, Encoding, FileCache, READ_CHUNK_BYTES, SampleType, Source, Store};
 use zmrs_core::sweeps::{Scratch, run_pass};
 
 const EDGE: usize = 1024;
@@ -41,6 +41,30 @@ fn decode(c: &mut Criterion) {
     let plain = Encoding { zero: 0.0, blank: None, ..encoding(SampleType::F32) };
     group.bench_function("f32", |b| {
         b.iter(|| zmrs_core::cpu::decode(black_box(&bytes), &plain, &mut out));
+    });
+    group.finish();
+}
+
+/// Raw frames of 16 bits in memory, as three colours: a sample is one of one colour.
+fn colours(c: &mut Criterion) {
+    let mut group = c.benchmark_group("colours");
+    group.throughput(Throughput::Elements((3 * EDGE * EDGE) as u64));
+    let raw = Source {
+        store: Store::Memory(Box::new(vec![17_u8; EDGE * EDGE * 2])),
+        encoding: encoding(SampleType::I16),
+        planes: 1,
+        width: EDGE,
+        height: EDGE,
+        bayer: Bayer::from_name("GRBG", Some(65000.0)),
+    };
+    let mut out = vec![vec![0.0_f32; EDGE * EDGE]; 3];
+    let (files, mut scratch) = (FileCache::default(), vec![0; READ_CHUNK_BYTES]);
+    let rect = Rect::frame(EDGE, EDGE);
+    group.bench_function("bilinear", |b| {
+        b.iter(|| {
+            let mut planes: Vec<_> = out.iter_mut().map(|plane| &mut plane[..]).collect();
+            raw.read(0, &files, black_box(&rect), &mut planes, EDGE, &mut scratch).unwrap();
+        });
     });
     group.finish();
 }
@@ -75,9 +99,10 @@ fn job(kernel: Kernel, combine: Combine, depth: usize) -> Job {
                 zero: 0.0,
                 blank: None,
             },
-            channels: 1,
+            planes: 1,
             width: frame[0],
             height: frame[1],
+            bayer: None,
         };
         Input {
             name: k.to_string(),
@@ -162,5 +187,5 @@ fn pass(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, decode, pass);
+criterion_group!(benches, decode, colours, pass);
 criterion_main!(benches);

@@ -87,6 +87,18 @@ dispatched! {
 }
 
 dispatched! {
+    /// [`crate::source::mix_colours`] with the best instructions.
+    pub fn mix_colours(
+        lines: [&[f32]; 3],
+        is_own: bool,
+        saturation: f32,
+        own: &mut [f32],
+        green: &mut [f32],
+        other: &mut [f32],
+    ) = crate::source::mix_colours
+}
+
+dispatched! {
     /// Bring values into the byte order of FITS, with the best instructions.
     pub fn encode(values: &mut [f32]) = crate::sink::to_big_endian
 }

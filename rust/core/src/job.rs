@@ -44,7 +44,7 @@ pub struct Input {
 impl Input {
     /// Planes that a window of it holds: its channels, and its weights if it has any.
     pub fn planes(&self) -> usize {
-        self.image.channels + usize::from(self.weight_map.is_some())
+        self.image.channels() + usize::from(self.weight_map.is_some())
     }
 
     /// Variance of the noise of its values, once they are multiplied by the factor, of a channel.
@@ -97,16 +97,19 @@ impl Job {
     /// Refuse an input that makes no sense here.
     fn check(&self, input: &Input) -> Result<()> {
         let refuse = |why: String| Err(Error::Argument(format!("{}: {why}", input.name)));
-        if input.image.channels != self.channels {
-            let (has, wants) = (input.image.channels, self.channels);
+        if input.image.channels() != self.channels {
+            let (has, wants) = (input.image.channels(), self.channels);
             return refuse(format!("has {has} channels where the mosaic has {wants}"));
         }
         let [width, height] = input.grid.frame();
         if input.sources().any(|source| (source.width, source.height) != (width, height)) {
             return refuse("its pixels, weights and coordinates differ in shape".to_owned());
         }
-        if input.weight_map.as_ref().is_some_and(|map| map.channels != 1) {
+        if input.weight_map.as_ref().is_some_and(|map| map.channels() != 1) {
             return refuse("its weights must be one plane".to_owned());
+        }
+        if input.image.bayer.is_some() && width.min(height) < 2 {
+            return refuse("a raw colour frame has two rows and columns at least".to_owned());
         }
         if !(input.weight > 0.0 && input.weight.is_finite()) {
             return refuse("its weight must be finite and above 0".to_owned());

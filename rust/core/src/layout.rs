@@ -18,6 +18,7 @@ use crate::coverage::merge::MergeSink;
 use crate::coverage::percentile;
 use crate::geom::Rect;
 use crate::job::Job;
+use crate::load;
 use crate::parallel::STACK_BYTES;
 use crate::photometry;
 use crate::plan::Plan;
@@ -276,14 +277,11 @@ fn tiles_across(served: &Rect, block: &Rect, columns: usize) -> usize {
 /// Bytes that reading the rows of `rect`, less those `kept`, fetches from a file.
 fn read_bytes(source: &Source, rect: &Rect, kept: &Range<i64>) -> u64 {
     let frame = Rect::frame(source.width, source.height);
-    let inside = rect.intersect(&frame);
-    if inside.is_empty() || !matches!(source.store, Store::File { .. }) {
-        return 0;
-    }
+    let kept = if kept.is_empty() { rect.y0..rect.y0 } else { kept.clone() };
+    let unread = [rect.y0..kept.start, kept.end..rect.y1].into_iter().flat_map(load::pieces);
     // Windows stick out of the frame, where nothing is read.
-    let kept = inside.intersect(&Rect::new(inside.x0..inside.x1, kept.clone()));
-    let rows = (inside.height() - kept.height()) as u64;
-    rows * source.channels as u64 * source::row_cost(source, &inside) as u64
+    let inside = unread.map(|rows| Rect::new(rect.x0..rect.x1, rows).intersect(&frame));
+    inside.filter(|part| !part.is_empty()).map(|part| source::cost(source, &part)).sum()
 }
 
 /// A layout that fits, and what the whole will hold at its worst.

@@ -117,8 +117,7 @@ impl Loader<'_> {
         for (rows, from) in
             [(rect.y0..kept.start, None), (kept.clone(), from), (kept.end..rect.y1, None)]
         {
-            for start in rows.clone().step_by(READ_ROWS as usize) {
-                let y = start..rows.end.min(start + READ_ROWS);
+            for y in pieces(rows) {
                 let values = (y.end - y.start) as usize * rect.width();
                 let planes = planes.iter_mut().map(|plane| take_front(plane, values)).collect();
                 tasks.push(LoadTask::Rows(Rows { window, y, planes, from }));
@@ -149,21 +148,21 @@ impl Loader<'_> {
         let inside = wanted.intersect(&Rect::frame(frame_width, frame_height));
         let margin = (inside.x0 - rect.x0).max(0) as usize;
         let above = (inside.y0 - y.start).max(0) as usize * width;
-        for (k, plane) in planes.iter_mut().enumerate() {
-            if inside != wanted {
+        if inside != wanted {
+            for plane in &mut planes {
                 plane.fill(f32::NAN);
             }
-            if inside.is_empty() {
-                continue;
+        }
+        if !inside.is_empty() {
+            let mut parts: Vec<_> =
+                planes.iter_mut().map(|plane| &mut plane[above + margin..]).collect();
+            let (image, weights) = parts.split_at_mut(input.image.channels());
+            let key = 2 * window.input;
+            let mut read = input.image.read(key, self.files, &inside, image, width, chunk)?;
+            if let Some(map) = &input.weight_map {
+                let key = key + usize::from(!input.is_one_file());
+                read += map.read(key, self.files, &inside, weights, width, chunk)?;
             }
-            let (source, key, channel) = match &input.weight_map {
-                Some(map) if k == input.image.channels => {
-                    (map, 2 * window.input + usize::from(!input.is_one_file()), 0)
-                }
-                _ => (&input.image, 2 * window.input, k),
-            };
-            let out = &mut plane[above + margin..];
-            let read = source.read(key, self.files, channel, &inside, out, width, chunk)?;
             self.read_bytes.fetch_add(read, Ordering::Relaxed);
         }
         let kept = input.weighting.within_border([frame_width, frame_height]);
@@ -191,6 +190,12 @@ impl Loader<'_> {
     }
 }
 
+/// The rows that each task reads of a run of rows.
+pub fn pieces(rows: Range<i64>) -> impl Iterator<Item = Range<i64>> {
+    let end = rows.end;
+    rows.step_by(READ_ROWS as usize).map(move |start| start..end.min(start + READ_ROWS))
+}
+
 /// Cut `len` values off the front of a slice, which keeps the rest.
 #[allow(clippy::mut_mut)]
 pub fn take_front<'a, T>(slice: &mut &'a mut [T], len: usize) -> &'a mut [T] {
@@ -215,7 +220,7 @@ fn keep(rows: &mut Rows, from: &Loaded) {
 /// Turn what was stored into pixels with weights, and hide what is saturated.
 fn weigh(input: &Input, planes: &mut [&mut [f32]]) {
     let Weighting { map, zero_is_blank, saturation, .. } = input.weighting;
-    let (image, weights) = planes.split_at_mut(input.image.channels);
+    let (image, weights) = planes.split_at_mut(input.image.channels());
     for weights in weights {
         map.convert(weights);
     }
@@ -224,7 +229,7 @@ fn weigh(input: &Input, planes: &mut [&mut [f32]]) {
     }
     share_validity(planes);
     if let Some(saturation) = saturation {
-        for plane in planes.iter_mut().take(input.image.channels) {
+        for plane in planes.iter_mut().take(input.image.channels()) {
             saturation.hide(plane);
         }
     }

@@ -12,7 +12,7 @@ use crate::budget::{LeasedVec, Ledger};
 use crate::cancel::CancelToken;
 use crate::geom::Rect;
 use crate::job::{Input, Job};
-use crate::source::{FileCache, READ_CHUNK_BYTES, Source, Store, row_cost};
+use crate::source::{FileCache, READ_CHUNK_BYTES, Source, cost};
 use crate::weights::blank_zeros;
 use crate::{Result, parallel};
 
@@ -88,12 +88,9 @@ pub struct Progress {
 
 /// Bytes that looking reads from files, if a few rows tell everything.
 pub fn read_bytes(job: &Job, wanted: &[Wanted]) -> u64 {
-    let of = |source: &Source, rows: usize| match source.store {
-        Store::File { .. } => {
-            let row = Rect::new(0..source.width as i64, 0..1);
-            (source.channels * source.height.min(rows) * row_cost(source, &row)) as u64
-        }
-        _ => 0,
+    let of = |source: &Source, rows: usize| -> u64 {
+        let pieces = chosen_rows(source.height, rows).flat_map(|y| pieces(source, y));
+        pieces.map(|piece| cost(source, &piece)).sum()
     };
     let each = wanted.iter().map(|wanted| {
         let input = &job.inputs[wanted.input];
@@ -219,8 +216,8 @@ impl Look<'_> {
     /// Look at the pixels.
     fn at_image(&self, wanted: Wanted, eye: &mut Eye) -> Result<Findings> {
         let image = &*self.input.image;
-        let mut noise = [vec![Vec::new(); image.channels], vec![Vec::new(); image.channels]];
-        let mut gathered = Gathered::new(image.channels);
+        let mut noise = [vec![Vec::new(); image.channels()], vec![Vec::new(); image.channels()]];
+        let mut gathered = Gathered::new(image.channels());
         let rows = chosen_rows(image.height, wanted.rows());
         self.rows(image, rows, eye, |planes, in_zeros, space| {
             let zeros = gathered.zeros;
@@ -233,7 +230,7 @@ impl Look<'_> {
         let mut is_constant = gathered.is_constant();
         if is_constant {
             // One other value in any row is enough to know better.
-            let mut whole = Gathered::new(image.channels);
+            let mut whole = Gathered::new(image.channels());
             self.rows(image, 0..image.height, eye, |planes, in_zeros, _| {
                 whole.add(planes, in_zeros);
                 whole.is_constant()
@@ -241,7 +238,7 @@ impl Look<'_> {
             is_constant = whole.is_constant();
             gathered = if is_constant { whole } else { gathered };
         } else if UNSURE.contains(&gathered.share(gathered.zeros)) {
-            gathered = Gathered::new(image.channels);
+            gathered = Gathered::new(image.channels());
             self.rows(image, 0..image.height, eye, |planes, in_zeros, _| {
                 gathered.add(planes, in_zeros);
                 true
@@ -291,23 +288,28 @@ impl Look<'_> {
         for y in rows {
             self.cancel.check()?;
             let mut in_zeros = false;
-            for x in (0..source.width).step_by(SEGMENT) {
-                let len = SEGMENT.min(source.width - x);
-                let rect = Rect::new(x as i64..(x + len) as i64, y as i64..y as i64 + 1);
-                let mut pieces = Vec::with_capacity(source.channels);
-                for (channel, plane) in planes.iter_mut().enumerate().take(source.channels) {
-                    let piece = &mut plane[..len];
-                    let read = source.read(key, self.files, channel, &rect, piece, len, chunk)?;
-                    self.read_bytes.fetch_add(read, Ordering::Relaxed);
-                    pieces.push(piece);
-                }
-                if !see(&mut pieces, &mut in_zeros, space) {
+            for rect in pieces(source, y) {
+                let len = rect.width();
+                let planes = planes.iter_mut().take(source.channels());
+                let mut seen: Vec<_> = planes.map(|plane| &mut plane[..len]).collect();
+                let read = source.read(key, self.files, &rect, &mut seen, len, chunk)?;
+                self.read_bytes.fetch_add(read, Ordering::Relaxed);
+                if !see(&mut seen, &mut in_zeros, space) {
                     return Ok(());
                 }
             }
         }
         Ok(())
     }
+}
+
+/// The pieces in which a row is read.
+fn pieces(source: &Source, y: usize) -> impl Iterator<Item = Rect> {
+    let (width, y) = (source.width, y as i64);
+    (0..width).step_by(SEGMENT).map(move |x| {
+        let past = width.min(x + SEGMENT);
+        Rect::new(x as i64..past as i64, y..y + 1)
+    })
 }
 
 /// At most `most` rows to look at, evenly spread.

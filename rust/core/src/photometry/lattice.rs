@@ -191,7 +191,14 @@ mod tests {
         let store = Store::Deferred(OnceLock::new());
         let input = Input {
             name: String::new(),
-            image: Arc::new(Source { store, encoding, channels, width, height }),
+            image: Arc::new(Source {
+                store,
+                encoding,
+                planes: channels,
+                width,
+                height,
+                bayer: None,
+            }),
             weight_map: None,
             weighting: crate::weights::Weighting::default(),
             grid: Arc::new(grid),

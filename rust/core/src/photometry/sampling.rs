@@ -446,7 +446,7 @@ impl Chunk<'_> {
         let (stride, capacity) = (plane_len(input, 0), plane_len(input, rows_at_once(input)));
         self.clip.listed(batch.places.as_flattened(), &mut batch.run);
         let mut values = [0.0; RUN];
-        for channel in 0..input.image.channels {
+        for channel in 0..input.image.channels() {
             let plane = Plane { pixels: &self.pixels[channel * capacity..], stride };
             sample(Kernel::Bilinear, &self.sampler.table, plane, &batch.run, &mut values);
             let first = channel * sampled.points;
@@ -482,7 +482,14 @@ mod tests {
             blank: None,
         };
         let bytes: Vec<u8> = values.collect();
-        Source { store: Store::Memory(Box::new(bytes)), encoding: plain, channels, width, height }
+        Source {
+            store: Store::Memory(Box::new(bytes)),
+            encoding: plain,
+            planes: channels,
+            width,
+            height,
+            bayer: None,
+        }
     }
 
     /// Where an output pixel falls when the input is turned by `degrees`.

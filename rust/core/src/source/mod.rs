@@ -1,11 +1,13 @@
 //! Pixels of an input, by rows: from a FITS file with positioned reads, or from an array.
 
+mod bayer;
 mod decode;
 mod files;
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
+pub use bayer::{Bayer, mix_colours};
 pub use decode::{Encoding, SampleType, decode};
 pub use files::{FileCache, MOST_OPEN, read_exact_at};
 
@@ -38,42 +40,68 @@ pub enum Store {
 /// Bytes that others may see too, as long as nobody changes them.
 pub type SharedBytes = Box<dyn AsRef<[u8]> + Send + Sync>;
 
-/// The planes of one image: (channels, height, width) samples, columns fastest.
+/// The planes of one image: (channels, height, width) samples, columns fastest; or one plane of a raw
+/// frame, which becomes three.
 pub struct Source {
     /// Where they live.
     pub store: Store,
     /// How they are encoded.
     pub encoding: Encoding,
-    /// Number of planes.
-    pub channels: usize,
+    /// Number of planes that are stored.
+    pub planes: usize,
     /// Columns.
     pub width: usize,
     /// Rows.
     pub height: usize,
+    /// The filters of a raw colour frame.
+    pub bayer: Option<Bayer>,
 }
 
 impl Source {
+    /// Number of planes that it is read as.
+    pub fn channels(&self) -> usize {
+        if self.bayer.is_some() { bayer::COLOURS } else { self.planes }
+    }
+
     /// Bytes of all samples.
     pub fn bytes(&self) -> u64 {
         [self.height, self.width, self.encoding.sample.bytes()]
             .iter()
-            .fold(self.channels as u64, |product, &n| product.saturating_mul(n as u64))
+            .fold(self.planes as u64, |product, &n| product.saturating_mul(n as u64))
     }
 
-    /// Read the pixels of `rect`, which must lie within the frame, of one plane into `out`, whose
-    /// rows are `stride` apart. `key` names the file in the cache. Returns the bytes read.
+    /// Read the pixels of `rect`, which must lie within the frame, into a plane a channel, whose
+    /// rows are `stride` apart. `key` names the file in the cache, `scratch` has
+    /// [`READ_CHUNK_BYTES`]. Returns the bytes read.
     pub fn read(
         &self,
         key: usize,
         files: &FileCache,
-        channel: usize,
+        rect: &Rect,
+        planes: &mut [&mut [f32]],
+        stride: usize,
+        scratch: &mut [u8],
+    ) -> Result<u64> {
+        if let Some(filters) = self.bayer {
+            return bayer::read(filters, self, key, files, rect, planes, stride, scratch);
+        }
+        let planes = planes.iter_mut().enumerate();
+        planes.map(|(k, plane)| self.read_plane(key, files, k, rect, plane, stride, scratch)).sum()
+    }
+
+    /// The same of one plane, as it is stored.
+    fn read_plane(
+        &self,
+        key: usize,
+        files: &FileCache,
+        plane: usize,
         rect: &Rect,
         out: &mut [f32],
         stride: usize,
         scratch: &mut [u8],
     ) -> Result<u64> {
         let size = self.encoding.sample.bytes();
-        let first = (channel * self.height + rect.y0 as usize) * self.width;
+        let first = (plane * self.height + rect.y0 as usize) * self.width;
         let row_bytes = self.width * size;
         let segment = rect.x0 as usize * size..rect.x1 as usize * size;
         let rows = out.chunks_mut(stride).take(rect.height());
@@ -107,7 +135,7 @@ impl Source {
                         _ => Error::reading(path, &e),
                     })
                 };
-                let whole = whole_rows(row_bytes, segment.len());
+                let whole = whole_rows(row_bytes, segment.len(), scratch.len());
                 let request = Request { start, row_bytes, segment, whole };
                 self.read_rows(&request, rows, scratch, fetch)
             }
@@ -156,16 +184,27 @@ impl Source {
     }
 }
 
-/// Whether fetching whole rows beats fetching a segment of each.
-fn whole_rows(row_bytes: usize, segment_bytes: usize) -> bool {
-    row_bytes - segment_bytes <= GAP_BYTES && row_bytes <= READ_CHUNK_BYTES
+/// Whether fetching whole rows, some at once, beats fetching a segment of each.
+fn whole_rows(row_bytes: usize, segment_bytes: usize, chunk_bytes: usize) -> bool {
+    row_bytes - segment_bytes <= GAP_BYTES && row_bytes <= chunk_bytes
 }
 
-/// Bytes fetched for one row of `rect`.
-pub(crate) fn row_cost(source: &Source, rect: &Rect) -> usize {
+/// Bytes fetched from a file for the pixels of `rect`, which lies within the frame.
+pub(crate) fn cost(source: &Source, rect: &Rect) -> u64 {
     let size = source.encoding.sample.bytes();
-    let (row, segment) = (source.width * size, rect.width() * size);
-    if whole_rows(row, segment) { row } else { segment }
+    let row_bytes = source.width * size;
+    let of = |rect: &Rect, chunk_bytes: usize| {
+        let segment = rect.width() * size;
+        let each = if whole_rows(row_bytes, segment, chunk_bytes) { row_bytes } else { segment };
+        (rect.height() * each) as u64
+    };
+    match (&source.store, source.bayer) {
+        (Store::Memory(_) | Store::Deferred(_), _) => 0,
+        (Store::File { .. }, None) => source.planes as u64 * of(rect, READ_CHUNK_BYTES),
+        (Store::File { .. }, Some(_)) => {
+            bayer::stored(rect, source).map(|part| of(&part, bayer::STORED_BYTES)).sum()
+        }
+    }
 }
 
 /// Rows of a file: where they start, how far apart they are, which bytes of each are wanted, and
