@@ -5,8 +5,8 @@
 For every edge of every input the mosaic is looked at on both sides: strips from 2 to 8 pixels
 inside and outside of it.  The step of an edge is the difference of the medians of both strips, over
 what the same strips moved 8 pixels further in and out say of the sky's own slope.  Told are the
-median and the largest absolute step of a set's edges, over the noise of the mosaic (1.4826 / sqrt 2
-times the median absolute difference of neighbours).
+median and the largest absolute step of a set's edges, of all channels, over the noise of the mosaic
+(1.4826 / sqrt 2 times the median absolute difference of pixels that share no pixel of an input).
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ MATCHES = ("none", "offset", "gain")
 NEAR, FAR = (2.0, 8.0), (10.0, 16.0)
 """Strips at an edge, and beyond, in pixels of the output."""
 RULE = weight_rule(None, "weight")
+APART = 4
+"""Pixels between two that have no noise in common."""
 LEAST = 400
 """An edge counts where each strip has so many pixels."""
 
@@ -76,7 +78,8 @@ def steps(image: np.ndarray, lines: list[np.ndarray]) -> list[float]:
 
 def noise(image: np.ndarray) -> float:
     """Standard deviation of the noise of a mosaic."""
-    return float(1.4826 / np.sqrt(2) * np.nanmedian(np.abs(np.diff(image, axis=1))))
+    apart = image[:, APART:] - image[:, :-APART]
+    return float(1.4826 / np.sqrt(2) * np.nanmedian(np.abs(apart)))
 
 
 def measure(folder: Path, match: str, out: Path) -> list[str]:

@@ -122,7 +122,7 @@ class Subs:
     """Subs of 10 s as a smart telescope takes them of 2 x 2 fields, one field after the other.
 
     They are uint16 of 1080 x 1920, overlap 30 %, some pixels apart, turned by up to 3 degrees, with
-    satellites, hot pixels and cosmic rays; each with a sky and a transparency of its own.
+    satellites, hot pixels and cosmic rays; each with a sky level and a transparency of its own.
 
     Attributes
     ----------
@@ -151,7 +151,10 @@ class Subs:
 
             shutil.rmtree(folder, ignore_errors=True)
             rng = np.random.default_rng(17)
-            sky = simulate.Sky.random(5, center_deg=CENTER, radius_deg=1.6, n_stars=4000)
+            # Without nebulae, which take most of the time.
+            sky = simulate.Sky.random(
+                5, center_deg=CENTER, radius_deg=1.6, n_stars=4000, nebula_peak=0.0
+            )
             fields = simulate.dither_pattern(
                 (2, 2), self.shape, 2.37, center_deg=CENTER, overlap=OVERLAP, max_rotation_deg=0.0
             )
