@@ -24,6 +24,7 @@ __all__ = [
     "GPUS",
     "KERNELS",
     "MATCHES",
+    "MODES",
     "MOST_SIGMA_PX",
     "PRESETS",
     "PROGRESS",

@@ -293,8 +293,9 @@ def test_preview(made: Path, tmp_path: Path) -> None:
         assert max(image.size) <= 20
 
 
-def test_demo(tmp_path: Path) -> None:
-    outcome = run("demo", "-o", tmp_path / "demo", "--frames", 2)
+@pytest.mark.parametrize("mode", ["normal", "sds"])
+def test_demo(mode: str, tmp_path: Path) -> None:
+    outcome = run("demo", "-o", tmp_path / "demo", "--frames", 2, "--mode", mode)
     assert outcome.status == 0, outcome.err
     named = dict(line.split(maxsplit=1) for line in outcome.out.splitlines())
     assert list(named) == ["mosaic", "preview", "coverage"]
@@ -302,6 +303,7 @@ def test_demo(tmp_path: Path) -> None:
     with fits.open(named["mosaic"]) as hdus:
         hdus.verify("exception")
         assert hdus[0].header["NCOMBINE"] == 2
+        assert ("ZMBATCH" in hdus[0].header) == (mode == "sds")
         assert np.isfinite(hdus[0].data).any()
 
 

@@ -18,6 +18,9 @@ __all__ = ["config", "demo", "doctor", "mosaic", "plan", "preview"]
 
 _path = click.Path(path_type=Path)
 
+_DEMO_OVERLAP = {"normal": 0.28, "sds": 0.6}
+"""Share of a frame's side that neighbours have in common: subs are many over one place."""
+
 
 @click.command()
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
@@ -150,8 +153,14 @@ def preview(mosaic_file: Path, output: Path | None, max_side: int, alpha: str, d
     metavar="N",
     help="Simulated frames [default: 12]",
 )
+@click.option(
+    "--mode",
+    type=click.Choice(tuple(options_table.MODES)),
+    default="normal",
+    help="How they are combined [default: normal]",
+)
 @click.option("--debug", is_flag=True, help="Show tracebacks")
-def demo(output: Path, frames: int, debug: bool) -> None:
+def demo(output: Path, frames: int, mode: str, debug: bool) -> None:
     """Simulate a sky and make its mosaic."""
     from zmrs import simulate  # noqa: PLC0415
     from zmrs.pipeline import make_mosaic  # noqa: PLC0415
@@ -168,8 +177,9 @@ def demo(output: Path, frames: int, debug: bool) -> None:
     except OSError as error:
         raise UsageError(f"{output}: cannot be made ({error.strerror}).") from error
     click.echo(f"simulating {frames} frames in {folder}", err=True)
-    paths = simulate.demo_set(folder, frames)
-    options = options_table.Options(overwrite=True)
+    overlap = _DEMO_OVERLAP[mode]
+    paths = simulate.demo_set(folder, frames, overlap=overlap)
+    options = options_table.with_preset({"mode": mode, "overwrite": True})
     file = output / "mosaic.fits"
     with progress_to("auto", quiet=False) as listener:
         make_mosaic(paths, file, options, listener=listener)
