@@ -103,12 +103,13 @@ def go_giant(options: argparse.Namespace) -> None:
 
 def go_subs(options: argparse.Namespace) -> None:
     """Make the mosaics of subs, write SUBS.md, and exit with the verdict."""
-    some = sets.Subs(40, (480, 270)) if options.small else sets.SUBS
+    many, deep = sets.SUBS, sets.DEEP
+    if options.small:
+        many, deep = sets.Subs(40, shape=(480, 270)), sets.Subs(40, (1, 1), shape=(480, 270))
     load, _, _ = os.getloadavg()
-    folder = some.make(options.work)
-    made = [subs.make(folder, memory, options.work) for memory in subs.MEMORIES]
-    lines = report.heading("benchmarks/run.py --subs", load)
-    write(options, "SUBS.md", lines + subs.report(some, made))
+    made = [subs.make(many, subs.SDS, memory, options.work) for memory in ("512MiB", "1GiB")]
+    made.append(subs.make(deep, subs.AT_ONCE, "512MiB", options.work))
+    write(options, "SUBS.md", report.heading("benchmarks/run.py --subs", load) + subs.report(made))
     sys.exit("\n".join(words for one in made for words in one.broken) or 0)
 
 

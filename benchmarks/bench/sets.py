@@ -119,7 +119,7 @@ class Exposures:
 
 @dataclass(frozen=True)
 class Subs:
-    """Subs of 10 s as a smart telescope takes them of 2 x 2 fields, one field after the other.
+    """Subs of 10 s as a smart telescope takes them of some fields, one field after the other.
 
     They are uint16 of 1080 x 1920, overlap 30 %, some pixels apart, turned by up to 3 degrees, with
     satellites, hot pixels and cosmic rays; each with a sky level and a transparency of its own.
@@ -127,22 +127,27 @@ class Subs:
     Attributes
     ----------
     number
-        Of subs; a multiple of 4.
+        Of subs; a multiple of the number of fields.
+    fields
+        Rows and columns of fields.
     shape
-        (H, W) of each.
+        (H, W) of each sub.
     """
 
     number: int
+    fields: tuple[int, int] = (2, 2)
     shape: tuple[int, int] = (1920, 1080)
 
     @property
     def words(self) -> str:
         """In words."""
-        return f"{self.number} subs of {self.shape[1]} x {self.shape[0]} uint16, 2 x 2 fields"
+        size, (down, across) = f"{self.shape[1]} x {self.shape[0]}", self.fields
+        return f"{self.number} subs of {size} uint16, {down} x {across} fields"
 
     def make(self, work: Path) -> Path:
         """The folder of the subs, which are simulated once and kept."""
-        folder = work / f"{self.number}_subs_{self.shape[1]}x{self.shape[0]}"
+        size, (down, across) = f"{self.shape[1]}x{self.shape[0]}", self.fields
+        folder = work / f"{self.number}_subs_{size}_of_{down}x{across}"
         done = folder / "complete"
         if not done.exists():
             import numpy as np
@@ -156,12 +161,13 @@ class Subs:
                 5, center_deg=CENTER, radius_deg=1.6, n_stars=4000, nebula_peak=0.0
             )
             fields = simulate.dither_pattern(
-                (2, 2), self.shape, 2.37, center_deg=CENTER, overlap=OVERLAP, max_rotation_deg=0.0
-            )
+                self.fields, self.shape, 2.37, center_deg=CENTER, overlap=OVERLAP,
+                max_rotation_deg=0.0,
+            )  # fmt: skip
             light = simulate.Contaminants(satellites=0.1, hot=1e-4, cosmic_rays=20.0)
             specs = []
             for number in range(self.number):
-                field = fields[4 * number // self.number]
+                field = fields[len(fields) * number // self.number]
                 turn = rng.uniform(-TURN_DEG, TURN_DEG)
                 wcs = simulate.make_frame_wcs(tuple(field.wcs.crval), 2.37, turn, self.shape)
                 wcs.wcs.crpix += rng.uniform(-15.0, 15.0, 2)
@@ -179,6 +185,7 @@ class Subs:
 TILES = Tiles(6, 2048)
 COLOUR = Tiles(4, 1024, channels=3)
 SUBS = Subs(2000)
+DEEP = Subs(1000, (1, 1))
 LARGE = Tiles(6, 4096, scale_arcsec=0.5)
 """The field of `TILES` on four times the canvas."""
 THIRTY = Exposures(30, (2822, 4144))
