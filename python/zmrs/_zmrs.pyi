@@ -134,6 +134,15 @@ class Source:
         filters: tuple[str, float | None] | None = None,
     ) -> Source: ...
     @staticmethod
+    def unpacked(
+        path: str | PathLike[str],
+        bitpix: int,
+        shape: tuple[int, int, int],
+        scale: tuple[float, float] = ...,
+        blank: int | None = None,
+        filters: tuple[str, float | None] | None = None,
+    ) -> Source: ...
+    @staticmethod
     def memory(
         array: NDArray[uint8],
         bitpix: int,
@@ -149,6 +158,8 @@ class Source:
         blank: int | None = None,
         filters: tuple[str, float | None] | None = None,
     ) -> Source: ...
+    @property
+    def nbytes(self) -> int: ...
     def provide(self, array: NDArray[uint8]) -> None: ...
 
 @final

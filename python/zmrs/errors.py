@@ -52,9 +52,19 @@ class PlanError(ZmrsError):
 
 
 class BudgetError(ZmrsError):
-    """The job does not fit the memory limit; the message names the smallest limit that would."""
+    """The job does not fit the memory limit; the message names the smallest limit that would.
+
+    Attributes
+    ----------
+    least_bytes
+        That limit, where it is known; else 0.
+    """
 
     exit_status = 3
+
+    def __init__(self, message: str, least_bytes: int = 0) -> None:
+        super().__init__(message)
+        self.least_bytes = least_bytes
 
 
 class GridError(ZmrsError):

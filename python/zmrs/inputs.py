@@ -1,7 +1,8 @@
 """Inputs of every kind as the engine takes them: a source of stored samples and a WCS.
 
 Plain FITS files are read by the engine itself.  Compressed ones are decompressed here, by
-astropy, just before the pass; arrays of a caller are used in place.
+astropy, before the first pass, into memory or, where they are many, into scratch; arrays of a
+caller are used in place.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 import numpy as np
 
 from zmrs import _zmrs
-from zmrs.errors import InputError, UsageError
+from zmrs.errors import DiskFullError, InputError, UsageError
 from zmrs.io.headers import Cards, UnusableError
 from zmrs.io.storage import Storage
 from zmrs.io.wcs import header_wcs
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ArrayImage",
     "Image",
+    "Packed",
     "Weights",
     "decompress",
     "file_bytes",
@@ -226,7 +228,9 @@ def source_of(image: Image) -> _zmrs.Source:
     return stored_source(image.storage, image.meta.saturate)
 
 
-def stored_source(store: Storage, saturation: float | None = None) -> _zmrs.Source:
+def stored_source(
+    store: Storage, saturation: float | None = None, unpacked_at: Path | None = None
+) -> _zmrs.Source:
     """The engine's view of samples in a file; that of compressed ones gets them later.
 
     Parameters
@@ -235,9 +239,14 @@ def stored_source(store: Storage, saturation: float | None = None) -> _zmrs.Sour
         Where they stand; those of a raw colour frame are read as three channels.
     saturation
         From which value on they are saturated, and what they are mixed into.
+    unpacked_at
+        File into which they will be decompressed; None is memory.
     """
     shape, scale = (store.channels, *store.shape), (store.bscale, store.bzero)
     filters = None if store.bayer is None else (store.bayer, saturation)
+    if unpacked_at is not None:
+        where = str(unpacked_at.resolve())
+        return _zmrs.Source.unpacked(where, store.bitpix, shape, scale, store.blank, filters)
     if store.compressed:
         return _zmrs.Source.deferred(store.bitpix, shape, scale, store.blank, filters)
     path = str(Path(store.path).resolve())
@@ -330,6 +339,47 @@ def file_bytes(store: Storage) -> int:
         return Path(store.path).stat().st_size
     except OSError:
         return 0
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Compressed samples, which have to be brought where the engine can read them.
+
+    Attributes
+    ----------
+    source
+        The engine's view of them.
+    storage
+        Where they stand.
+    unpacked_at
+        File to decompress them into; None is memory.
+    """
+
+    source: _zmrs.Source
+    storage: Storage
+    unpacked_at: Path | None
+
+    def unpack(self) -> None:
+        """Decompress them.
+
+        Raises
+        ------
+        InputError
+            They are damaged.
+        DiskFullError
+            The file cannot be written.
+        """
+        samples = decompress(self.storage)
+        if self.unpacked_at is None:
+            self.source.provide(samples)
+            return
+        try:
+            samples.tofile(self.unpacked_at)
+        except OSError as error:
+            raise DiskFullError(
+                f"{self.storage.path}: cannot be decompressed into scratch ({error.strerror}); "
+                "free some space or name another folder with --scratch."
+            ) from error
 
 
 def decompress(store: Storage) -> NDArray[np.uint8]:

@@ -123,15 +123,15 @@ def _files(prepared: Prepared) -> list[str]:
 
 def _decompressed(prepared: Prepared, options: Options, listener: Listener) -> Prepared:
     """The job with the pixels of its compressed inputs, less those that turn out to be damaged."""
-    compressed = [p for p in prepared.placed if p.compressed()]
+    compressed = [p for p in prepared.placed if p.packed()]
     if not compressed:
         return prepared
     stage = Stage(listener, "decompress", len(compressed), "files")
     damaged = {}
     for number, placed in enumerate(compressed, start=1):
         try:
-            for source, store in placed.compressed():
-                source.provide(inputs.decompress(store))
+            for packed in placed.packed():
+                packed.unpack()
         except InputError as error:
             damaged[placed.image.name] = str(error)
         stage.advance(number)

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 __all__ = ["Placed", "no_scratch", "place", "scratch_folder"]
 
 log = logging.getLogger("zmrs")
+
+_MOST_UNPACKED_BYTES = 64 << 20
+"""Compressed inputs that take more are decompressed into scratch.  It does not follow the memory
+limit, so that what fits into one fits into a larger one."""
 
 _MODEST_BYTES = 16 << 20
 """Coordinates that take less are not worth a refusal of their own."""
@@ -57,6 +61,8 @@ class Placed:
     noise
         Variance of the noise of its pixels by channel, NaN if it cannot be told; None before it is
         looked for, or where `has_variances`.
+    unpacked_at, map_unpacked_at
+        Scratch files into which its pixels and weights are decompressed, if they are.
     """
 
     image: inputs.Image
@@ -72,6 +78,8 @@ class Placed:
     feather_px: float = 0.0
     zero_is_blank: bool = False
     noise: tuple[float, ...] | None = None
+    unpacked_at: Path | None = None
+    map_unpacked_at: Path | None = None
 
     @property
     def has_variances(self) -> bool:
@@ -85,14 +93,14 @@ class Placed:
             self.map_kind == "alpha" and self.map_storage is not None
         ) and self.map_storage.bitpix > 0
 
-    def compressed(self) -> list[tuple[_zmrs.Source, Storage]]:
+    def packed(self) -> list[inputs.Packed]:
         """What the engine cannot read in place: its image, its weights, both or neither."""
-        stored = [(self.weight_map, self.map_storage)]
+        stored = [(self.weight_map, self.map_storage, self.map_unpacked_at)]
         if isinstance(self.image, InputImage):
-            stored.insert(0, (self.source, self.image.storage))
+            stored.insert(0, (self.source, self.image.storage, self.unpacked_at))
         return [
-            (source, store)
-            for source, store in stored
+            inputs.Packed(source, store, at)
+            for source, store, at in stored
             if source is not None and store is not None and store.compressed
         ]
 
@@ -170,7 +178,26 @@ def place(
             )
         stage.advance(number + 1)
     stage.end()
+    unpacked_bytes = sum(packed.source.nbytes for one in placed for packed in one.packed())
+    if unpacked_bytes > _MOST_UNPACKED_BYTES:
+        placed = [_to_scratch(one, number, scratch) for number, one in enumerate(placed)]
     return placed, left_out
+
+
+def _to_scratch(one: Placed, number: int, scratch: Callable[[str], Path]) -> Placed:
+    """An input that is decompressed into scratch, where it is compressed."""
+    changes: dict[str, Any] = {}
+    for packed in one.packed():
+        if packed.source is one.source:
+            at = scratch(f"unpacked-{number}")
+            saturation = one.image.meta.saturate
+            changes["source"] = inputs.stored_source(packed.storage, saturation, at)
+            changes["unpacked_at"] = at
+        else:
+            at = scratch(f"unpacked-weights-{number}")
+            changes["weight_map"] = inputs.stored_source(packed.storage, unpacked_at=at)
+            changes["map_unpacked_at"] = at
+    return replace(one, **changes)
 
 
 def _placed(image: inputs.Image, geometry: Geometry, weight: Any, options: Options) -> Placed:

@@ -60,6 +60,8 @@ class Prepared:
         What the engine will compute of the inputs.
     batches
         The inputs in the batches that are combined first; empty unless they are.
+    batch_layouts
+        How the pass of each batch is cut, by its number.
     layout
         How the last job is cut: that of the inputs, or of the stacks of their batches.
     allowed
@@ -90,6 +92,7 @@ class Prepared:
     left_out: list[LeftOut]
     job: _zmrs.Job
     batches: list[sds.Batch]
+    batch_layouts: dict[int, _zmrs.Layout]
     layout: _zmrs.Layout
     allowed: Allowance
     reserved_bytes: int
@@ -106,13 +109,13 @@ class Prepared:
     def read_bytes(self) -> int:
         """Bytes that will be read."""
         passes = self.n_passes * self.layout.read_bytes
-        passes += sum(batch.layout.read_bytes for batch in self.batches)
+        passes += sum(self.batch_layouts[batch.number].read_bytes for batch in self.batches)
         return passes + self.matching_bytes + self.compressed_bytes + self.survey_bytes
 
     @property
     def worst(self) -> _zmrs.Layout:
         """The layout of the pass that takes most memory."""
-        layouts = [self.layout, *(batch.layout for batch in self.batches)]
+        layouts = [self.layout, *self.batch_layouts.values()]
         return max(layouts, key=lambda layout: layout.projected_bytes)
 
     @property
@@ -213,15 +216,16 @@ def prepare(
     room = _room(chosen, placed, options, caps, allowed, plan, peak_before)
     batches, last, last_options = [], job, options
     if options.has_batches:
-        batches = sds.plan_batches(job, placed, chosen, options, room.fit)
+        batches = sds.plan_batches(job, placed, chosen, options)
         log.info("%d subs in %d batches", len(placed), len(batches))
         last, _ = stack_job(batches, channels, chosen, options, threshold)
         last_options = sds.stack_options(options)
-    layout = room.fit(last, in_memory=in_memory)
+    *of_batches, layout = room.fit([batch.job(job) for batch in batches], last, in_memory=in_memory)
+    batch_layouts = {batch.number: of for batch, of in zip(batches, of_batches, strict=True)}
     log.info("plan=%s (memory: %s)", describe(layout.plan), room.allowed.reason)
     survey_bytes = _zmrs.survey_bytes(job, survey.questions(placed, options))
     clock.lap("plan")
-    scratch_bytes = _scratch_bytes(job, channels, layout, batches, placed, options)
+    scratch_bytes = _scratch_bytes(job, channels, [*of_batches, layout], batches, placed, options)
     return Prepared(
         grid=chosen,
         channels=channels,
@@ -229,6 +233,7 @@ def prepare(
         left_out=gathered.left_out + off_grid,
         job=job,
         batches=batches,
+        batch_layouts=batch_layouts,
         layout=layout,
         allowed=room.allowed,
         reserved_bytes=room.reserved_bytes,
@@ -236,14 +241,14 @@ def prepare(
         matching_bytes=(job.input_bytes if are_matched(options, placed) else 0)
         + (last.input_bytes if batches and last_options.match != "none" else 0),
         compressed_bytes=sum(
-            inputs.file_bytes(store) for one in placed for _, store in one.compressed()
+            inputs.file_bytes(packed.storage) for one in placed for packed in one.packed()
         ),
         survey_bytes=survey_bytes,
         inverse_variance=None,
         scratch_bytes=scratch_bytes,
         seconds=seconds,
         forecast_s=sum(seconds.values())
-        + sds.forecast_s(batches, options, matches=are_matched(options, placed))
+        + sds.forecast_s(of_batches, options, matches=are_matched(options, placed))
         + forecast.seconds(
             layout,
             last_options.kernel,
@@ -265,19 +270,33 @@ class _Room:
     reserved_bytes: int
     planning_peak_bytes: int
 
-    def fit(self, job: _zmrs.Job, *, in_memory: bool = False) -> _zmrs.Layout:
-        """Cut a job so that it fits, or refuse."""
-        try:
-            return _zmrs.fit(
-                job,
-                self.plan,
-                self.reserved_bytes,
-                self.allowed.held_bytes,
-                self.planning_peak_bytes,
-                in_memory,
-            )
-        except BudgetError as error:
-            raise BudgetError(self.allowed.advice(str(error))) from None
+    def fit(
+        self, before: Sequence[_zmrs.Job], last: _zmrs.Job, *, in_memory: bool
+    ) -> list[_zmrs.Layout]:
+        """Cut the passes of a job, one after the other, so that each fits.
+
+        A refusal names the smallest limit that works for all of them.  `in_memory` is whether the
+        last one leaves its output with the caller.
+        """
+        layouts, refusals = [], []
+        for job in (*before, last):
+            try:
+                layouts.append(
+                    _zmrs.fit(
+                        job,
+                        self.plan,
+                        self.reserved_bytes,
+                        self.allowed.held_bytes,
+                        self.planning_peak_bytes,
+                        in_memory and job is last,
+                    )
+                )
+            except BudgetError as refusal:
+                refusals.append(refusal)
+        if refusals:
+            worst = max(refusals, key=lambda refusal: refusal.least_bytes)
+            raise BudgetError(self.allowed.advice(str(worst)), worst.least_bytes)
+        return layouts
 
 
 def _room(
@@ -303,15 +322,19 @@ def _room(
 def _scratch_bytes(
     job: _zmrs.Job,
     channels: int,
-    layout: _zmrs.Layout,
+    layouts: Sequence[_zmrs.Layout],
     batches: Sequence[sds.Batch],
     placed: Sequence[Placed],
     options: Options,
 ) -> int:
     """What scratch files will take at most, unless that is more than is allowed."""
-    size = layout.two_pass_bytes + layout.bounds_bytes + sds.scratch_bytes(batches, channels)
+    # All passes have one file for their bounds; only the last one is made twice.
+    size = layouts[-1].two_pass_bytes + max(layout.bounds_bytes for layout in layouts)
+    size += sds.scratch_bytes(batches, channels)
     size += sum(one.geometry.grid.scratch_bytes for one in placed)
     size += job.plane_bytes if needs_depth(placed, options) else 0
+    packed = (packed for one in placed for packed in one.packed())
+    size += sum(one.source.nbytes for one in packed if one.unpacked_at is not None)
     if options.scratch_max is not None and size > options.scratch_max:
         instead = ", or give --batch 0, which needs none for batches" if batches else ""
         raise BudgetError(

@@ -25,7 +25,7 @@ from zmrs.scan import InputImage, Meta
 from zmrs.stretch import Totals
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -74,8 +74,6 @@ class Batch:
         Part of the output that the mega-tile covers: first pixel, and past the last.
     plane_bytes
         Of each plane of the mega-tile.
-    layout
-        How its pass is cut.
     """
 
     number: int
@@ -83,7 +81,6 @@ class Batch:
     columns: Span
     rows: Span
     plane_bytes: int
-    layout: _zmrs.Layout
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -159,23 +156,9 @@ def _cells(span: Span, size: int, cells: int) -> slice:
 
 
 def plan_batches(
-    job: _zmrs.Job,
-    placed: Sequence[Placed],
-    grid: Grid,
-    options: Options,
-    fit: Callable[[_zmrs.Job], _zmrs.Layout],
+    job: _zmrs.Job, placed: Sequence[Placed], grid: Grid, options: Options
 ) -> list[Batch]:
-    """The batches of a job, and how the pass of each is cut.
-
-    Parameters
-    ----------
-    job
-        Of all subs.
-    placed, grid
-        Where they lie on the output.
-    fit
-        Cuts a pass so that it fits the memory, or refuses.
-    """
+    """The batches of a job of all subs, which lie on the output as `placed` says."""
     if options.batch:
         everyone = range(len(placed))
         found = [list(everyone[k : k + options.batch]) for k in everyone[:: options.batch]]
@@ -196,7 +179,7 @@ def plan_batches(
             for axis in (0, 1)
         )
         part = job.part(subs, columns, rows)
-        batches.append(Batch(number, subs, columns, rows, part.plane_bytes, fit(part)))
+        batches.append(Batch(number, subs, columns, rows, part.plane_bytes))
     return batches
 
 
@@ -280,16 +263,18 @@ def _shifted_by(x0: int, y0: int, shape: tuple[int, int]) -> _zmrs.CoordGrid:
 
 
 def scratch_bytes(batches: Sequence[Batch], channels: int) -> int:
-    """What the mega-tiles take on disk, and bounds beside the largest if a batch needs them."""
-    tiles = sum((channels + 1) * batch.plane_bytes for batch in batches)
-    return tiles + max((batch.layout.bounds_bytes for batch in batches), default=0)
+    """What the mega-tiles take on disk."""
+    return sum((channels + 1) * batch.plane_bytes for batch in batches)
 
 
-def forecast_s(batches: Sequence[Batch], options: Options, *, matches: bool) -> float:
-    """Seconds that the mega-tiles will take, and the matching of all subs if there is any."""
+def forecast_s(layouts: Iterable[_zmrs.Layout], options: Options, *, matches: bool) -> float:
+    """Seconds that mega-tiles will take, and the matching of all subs if there is any.
+
+    `layouts` say how the passes of the batches are cut.
+    """
     each = (
-        forecast.seconds(batch.layout, options.kernel, options.combine, matches=matches, pixels=0)
-        for batch in batches
+        forecast.seconds(layout, options.kernel, options.combine, matches=matches, pixels=0)
+        for layout in layouts
     )
     return sum(each)
 
@@ -366,7 +351,7 @@ def make_mega_tiles(
             stats = Totals.of(
                 _zmrs.run_pass_into_files(
                     batch.job(prepared.job),
-                    batch.layout,
+                    prepared.batch_layouts[batch.number],
                     [(file, k * batch.plane_bytes) for k in range(planes)],
                     write_back=write_back,
                     bounds=scratch("bounds"),

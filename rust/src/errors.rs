@@ -14,13 +14,17 @@ pub fn to_py(py: Python<'_>, error: &Error) -> PyErr {
         }
         Error::Plan { .. } => "PlanError",
         Error::Input { .. } => "InputError",
-        Error::Budget(_) => "BudgetError",
+        Error::Budget(_) | Error::DoesNotFit { .. } => "BudgetError",
         Error::Output { .. } => "OutputError",
         Error::DiskFull { .. } => "DiskFullError",
         Error::Cancelled => "Cancelled",
     };
     let class = py.import("zmrs.errors").and_then(|module| module.getattr(class));
-    match class.and_then(|class| class.call1((message,))) {
+    let built = class.and_then(|class| match error {
+        Error::DoesNotFit { least_bytes, .. } => class.call1((message, least_bytes)),
+        _ => class.call1((message,)),
+    });
+    match built {
         Ok(exception) => PyErr::from_value(exception),
         Err(error) => error,
     }

@@ -73,7 +73,22 @@ impl Source {
         blank: Option<i64>,
         filters: Filters<'_>,
     ) -> PyResult<Self> {
-        Self::build(Store::File { path, offset }, bitpix, true, shape, scale, blank, filters)
+        let store = Store::File { path, offset, unpacked: false };
+        Self::build(store, bitpix, true, shape, scale, blank, filters)
+    }
+
+    #[staticmethod]
+    #[pyo3(signature = (path, bitpix, shape, scale=(1.0, 0.0), blank=None, filters=None))]
+    fn unpacked(
+        path: PathBuf,
+        bitpix: i64,
+        shape: (usize, usize, usize),
+        scale: (f64, f64),
+        blank: Option<i64>,
+        filters: Filters<'_>,
+    ) -> PyResult<Self> {
+        let store = Store::File { path, offset: 0, unpacked: true };
+        Self::build(store, bitpix, false, shape, scale, blank, filters)
     }
 
     #[staticmethod]
@@ -101,6 +116,12 @@ impl Source {
     ) -> PyResult<Self> {
         let store = Store::Deferred(OnceLock::new());
         Self::build(store, bitpix, false, shape, scale, blank, filters)
+    }
+
+    /// Bytes of the samples as they are stored.
+    #[getter]
+    fn nbytes(&self) -> u64 {
+        self.0.bytes()
     }
 
     fn provide(&self, array: PyReadonlyArray1<'_, u8>) -> PyResult<()> {

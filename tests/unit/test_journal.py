@@ -181,3 +181,18 @@ def test_differences() -> None:
     assert differences(JOB, turned) == "inputs: another order"
     other = JOB | {"inputs": {"a.fits": [1, 2], "b.fits": [3, 5]}}
     assert differences(JOB, other) == "inputs: b.fits was [3, 4], is [3, 5]"
+
+
+def test_files_in_use_stay_when_others_are_cleared(out: Path, tmp_path: Path) -> None:
+    """What is made before the journal is opened, as exact coordinates are, is needed after it."""
+    for scratch in (None, tmp_path / "scratch"):
+        if scratch is not None:
+            scratch.mkdir()
+        interrupted(out, one={"rows": 5})
+        with Journal(out, scratch, after_s=0.0, resumes=True) as journal:
+            file = journal.scratch("coordinates-1")
+            file.write_bytes(b"data")
+            journal.open(lambda: JOB | {"version": "2"})
+            assert file.read_bytes() == b"data"
+            assert not (journal.folder / "one").exists()
+        assert tree(tmp_path) - {"scratch"} == set()

@@ -71,6 +71,7 @@ class Journal:
         self._pending: list[_Line] = []
         self._file: Any = None
         self._lock: Any = None
+        self._in_use: set[Path] = set()
         self.output, self.temporary = output, None
         if output is not None:
             self.folder = output.with_name(output.name + ".zmrs-state")
@@ -108,6 +109,7 @@ class Journal:
                 "%s: what is finished is kept; the same command goes on from there", self.output
             )
         else:
+            self._in_use.clear()
             self.clear()
         if self._lock is not None:
             self._lock.close()
@@ -115,19 +117,22 @@ class Journal:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def clear(self) -> None:
-        """Take away what this or an earlier run has left, but the lock."""
+        """Take away what an earlier run has left, but neither the lock nor files in use."""
         assert self.temporary is not None
         self.temporary.unlink(missing_ok=True)
-        if self._scratch != self.folder:
-            shutil.rmtree(self._scratch, ignore_errors=True)
-        for path in self.folder.iterdir():
-            if path.name != "lock":
+        kept = {self.folder / "lock", *self._in_use}
+        for path in (*self.folder.iterdir(), *self._scratch.glob("*")):
+            if path not in kept:
                 path.unlink(missing_ok=True)
+        if not self._in_use and self._scratch != self.folder:
+            shutil.rmtree(self._scratch, ignore_errors=True)
 
     def scratch(self, name: str) -> Path:
-        """Path of a large file of the run."""
+        """Path of a large file, which is in use from now on."""
         self._scratch.mkdir(exist_ok=True)
-        return self._scratch / name
+        path = self._scratch / name
+        self._in_use.add(path)
+        return path
 
     def part(self) -> tuple[Path, bool]:
         """Where the output is while it is made, and whether an earlier run has begun it."""

@@ -173,16 +173,17 @@ impl Projection {
     pub fn refusal(&self, allowed: u64, held: u64) -> Error {
         let (name, bytes) = self.worst();
         // A process is not exactly as large when it is run again.
-        let mib = |b: u64| b.saturating_sub(held).div_ceil(MIB) + 1;
-        Error::Budget(format!(
-            "the job does not fit: it needs {} MiB even in its smallest blocks but only {} MiB are \
-             allowed (largest term: {name}, {} MiB); the smallest limit that works is --memory \
-             {}MiB.",
-            mib(self.total()),
-            allowed.saturating_sub(held) / MIB,
-            bytes.div_ceil(MIB),
-            mib(self.total()),
-        ))
+        let least = self.total().saturating_sub(held).div_ceil(MIB) + 1;
+        Error::DoesNotFit {
+            reason: format!(
+                "the job does not fit: it needs {least} MiB even in its smallest blocks but only \
+                 {} MiB are allowed (largest term: {name}, {} MiB); the smallest limit that works \
+                 is --memory {least}MiB.",
+                allowed.saturating_sub(held) / MIB,
+                bytes.div_ceil(MIB),
+            ),
+            least_bytes: least * MIB,
+        }
     }
 }
 

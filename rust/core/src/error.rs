@@ -30,6 +30,14 @@ pub enum Error {
     /// The job needs more memory than it was allowed.
     #[error("{0}")]
     Budget(String),
+    /// The same, and this much would do.
+    #[error("{reason}")]
+    DoesNotFit {
+        /// What it needs, and what to do.
+        reason: String,
+        /// The smallest limit that works.
+        least_bytes: u64,
+    },
     /// The output could not be written.
     #[error("{}: {reason}", path.display())]
     Output {

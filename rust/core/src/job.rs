@@ -263,10 +263,19 @@ impl Job {
         in_files.map(|source| source.bytes()).sum()
     }
 
-    /// Bytes of each image and weight map that is brought into memory before the first pass.
-    pub fn deferred_bytes(&self) -> impl Iterator<Item = u64> {
+    /// Bytes of the images and weight maps that are brought into memory before the first pass.
+    pub fn deferred_bytes(&self) -> u64 {
         let sources = self.inputs.iter().flat_map(Input::sources);
         let deferred = sources.filter(|source| matches!(source.store, Store::Deferred(_)));
-        deferred.map(|source| source.bytes())
+        deferred.map(|source| source.bytes()).fold(0, u64::saturating_add)
+    }
+
+    /// Bytes of the largest image or weight map that is decompressed before the first pass.
+    pub fn largest_packed_bytes(&self) -> u64 {
+        let sources = self.inputs.iter().flat_map(Input::sources);
+        let packed = sources.filter(|source| {
+            matches!(source.store, Store::Deferred(_) | Store::File { unpacked: true, .. })
+        });
+        packed.map(|source| source.bytes()).max().unwrap_or(0)
     }
 }

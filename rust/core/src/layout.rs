@@ -326,7 +326,7 @@ pub fn fit(
     let mut workers = affordable_workers(job, plan, reserved);
     loop {
         match attempt(workers) {
-            Err(Error::Budget(_)) if workers > 1 => workers -= 1,
+            Err(Error::Budget(_) | Error::DoesNotFit { .. }) if workers > 1 => workers -= 1,
             done => return done,
         }
     }
@@ -553,10 +553,9 @@ fn least_window_bytes(job: &Job) -> u64 {
 /// All that is not leased from the ledger of a pass.
 fn fixed_terms(job: &Job, plan: &Plan, reserved: &Projection) -> Projection {
     let mut terms = reserved.clone();
-    terms.add("decompressed inputs", job.deferred_bytes().fold(0, u64::saturating_add));
+    terms.add("decompressed inputs", job.deferred_bytes());
     // While one is decompressed its file, and copies in other byte orders, exist beside it.
-    let largest = job.deferred_bytes().max().unwrap_or(0);
-    terms.add("decompressing", largest.saturating_mul(DECOMPRESSING));
+    terms.add("decompressing", job.largest_packed_bytes().saturating_mul(DECOMPRESSING));
     terms.add("coordinate grids", job.grid_bytes());
     let threads = plan.cpu_workers + SERVICE_THREADS;
     terms.add("thread stacks", threads * STACK_BYTES as u64);

@@ -30,6 +30,8 @@ pub enum Store {
         path: PathBuf,
         /// Byte of the first sample.
         offset: u64,
+        /// Whether they are only decompressed into it before the first pass.
+        unpacked: bool,
     },
     /// In memory that somebody else keeps alive and does not change.
     Memory(SharedBytes),
@@ -121,7 +123,7 @@ impl Source {
                 Some(bytes) => from_memory(bytes, &mut rows),
                 None => Err(Error::Argument("an input was not provided".to_owned())),
             },
-            Store::File { path, offset } => {
+            Store::File { path, offset, .. } => {
                 let file = files.open(key, path)?;
                 let start = offset + (first * size) as u64;
                 let fetch = |at: u64, into: &mut [u8]| {
