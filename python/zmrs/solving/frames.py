@@ -102,12 +102,12 @@ def solve_frames(
     stage.end()
     if tally.unkept:
         log.warning(
-            "%s; that solution, and %d others, will be looked for again by the next run",
+            "%s; what was found of %d frames will be looked for again by the next run",
             tally.unkept[0],
-            len(tally.unkept) - 1,
+            len(tally.unkept),
         )
     log.info(
-        "%d frames had no WCS: %d solved by %s, %d known from before, %d not solved",
+        "frames without a WCS: %d (%d solved by %s, %d known, %d not solved)",
         len(unsolved),
         tally.solved,
         solver.name,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,11 +88,17 @@ def write_picture(frame: Unsolved, folder: Path) -> Picture:
 
 
 def _times(store: Storage, cards: Cards) -> int:
-    times = 2 if cards.string("BAYERPAT") and store.channels == 1 else 1
+    times = 2 if store.channels == 1 and _has_colour_filters(cards) else 1
     while max(store.shape) > times * MOST_SIDE_PX:
         times *= 2
     # A frame of a few rows stays as it is; it has no stars to lose.
     return times if min(store.shape) >= times else 1
+
+
+def _has_colour_filters(cards: Cards) -> bool:
+    """Whether neighbouring pixels see different colours; some programs say so in FILTER."""
+    pattern = r"[RGB]{4}"
+    return bool(cards.string("BAYERPAT") or re.fullmatch(pattern, cards.string("FILTER") or ""))
 
 
 def _parts(store: Storage, times: int, folder: Path) -> Iterator[NDArray[np.float32]]:
