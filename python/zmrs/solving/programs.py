@@ -31,9 +31,8 @@ __all__ = ["Astap", "AstrometryNet", "NotSolvedError", "Solver", "find_solver"]
 _RADIUS_DEG = 10.0
 """How far from where it should point a telescope may point."""
 _BLIND_ODDS = "1e14"
-"""Odds from which on a match without hints counts.  By the program's own 1e9 one of twelve raw frames
-of a smart telescope, shown as they are, came out at a wrong place, at 1e10; right ones have 1e30 and
-more (docs/solving.md)."""
+"""Odds from which on a match without hints counts.  By the program's own 1e9 one of twelve raw
+frames of a smart telescope, shown as they are, came out at a wrong place (docs/solving.md)."""
 
 
 class NotSolvedError(Exception):
