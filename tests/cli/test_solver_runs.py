@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import signal
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ from astropy.wcs import WCS
 
 import sky
 import zmrs
-from child import run, start, tree
+from child import MIB, run, run_witnessed, start, tree
 from fake_solver import FakeSolver, is_alive
 from zmrs.config import Options
-from zmrs.errors import InputError, UsageError
+from zmrs.errors import DiskFullError, InputError, UsageError
 from zmrs.identity import identity_of
 from zmrs.prepare import prepare
 from zmrs.simulate import make_frame_wcs
@@ -325,6 +326,34 @@ def test_packed_frames_and_extensions(fake: FakeSolver, frames: Path) -> None:
         np.testing.assert_array_equal(mosaic(frames / name, hdu=hdu).data, expected.data)
 
 
+def test_weights_stay_with_their_inputs(fake: FakeSolver, frames: Path, tmp_path: Path) -> None:
+    """Whether a frame between others is solved or not."""
+    inputs = [sky.write_image(tmp_path / f"g{n}.fits", pixels(n), wcs_of()) for n in (0, 1)]
+    inputs.insert(1, bare(frames, 2))
+    for outcome in ("used", "left_out"):
+        if outcome == "used":
+            fake.solves(wcs_of())
+        else:
+            cache.cache_of(str(inputs[1])).unlink()
+        result = mosaic(*inputs, weights=[2.0, 3.0, 5.0])
+        weights = {Path(row.name).stem: row.weight for row in result.inputs if row.status == "used"}
+        assert weights == {"g0": 2.0, "g1": 5.0} | ({"f2": 3.0} if outcome == "used" else {})
+
+
+def test_a_full_disk_is_told(fake: FakeSolver, frames: Path, tmp_path: Path) -> None:
+    """Files of this process may not grow beyond 8 KB."""
+    frame = bare(frames)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
+    try:
+        with pytest.raises(DiskFullError, match=r"cannot be written there .*; name a roomier"):
+            mosaic(frame, scratch=str(tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert tree(tmp_path) == {"frames", "frames/f0.fits"}
+    assert not fake.calls
+
+
 def test_progress_is_told(fake: FakeSolver, frames: Path) -> None:
     for number in range(3):
         bare(frames, number)
@@ -395,6 +424,22 @@ def test_plan_solves_too(fake: FakeSolver, frames: Path) -> None:
         done = command("plan", frame)
         assert done.status == 0, done.err
         assert "1 used, 0 left out" in done.out
+    assert len(fake.calls) == 1
+
+
+@pytest.mark.memory
+def test_solving_stays_inside_the_limit(fake: FakeSolver, frames: Path, tmp_path: Path) -> None:
+    """A frame that would not fit as floats."""
+    shape = (4000, 6000)
+    frame = np.random.default_rng(1).integers(900, 1100, shape, dtype=np.int16)
+    fits.PrimaryHDU(frame).writeto(frames / "f.fits")
+    seen = make_frame_wcs(sky.CENTER_DEG, 2 * sky.SCALE_ARCSEC, 0.0, (2000, 3000))
+    fake.solves(seen)
+    words = ("-o", tmp_path / "out.fits", "--memory", "144MiB", "--size", "200x200")
+    words += ("--center", "150,30", "--solver", "astrometry.net")
+    done = run_witnessed(tmp_path / "report", "mosaic", frames, *words)
+    assert done.status == 0, done.err
+    assert done.stats["hwm_bytes"] <= done.stats["projected_bytes"] <= 144 * MIB
     assert len(fake.calls) == 1
 
 

@@ -159,16 +159,14 @@ def as_number(text: str) -> float | None:
 
 def card(keyword: str, value: str | float) -> bytes:
     """A card of 80 bytes; numbers keep every digit, for which the free format leaves room."""
-    if isinstance(value, bool):
-        text = "T" if value else "F"
-    elif isinstance(value, str):
+    if isinstance(value, str):
         quoted = value.replace("'", "''")
         text = f"'{quoted:<8}'"
+    elif isinstance(value, bool):
+        text = f"{'T' if value else 'F':>20}"
     else:
-        text = repr(value).upper()
-    return f"{keyword:<8}= {text if isinstance(value, str) else text.rjust(20)}".ljust(
-        CARD_BYTES
-    ).encode("ascii", "replace")
+        text = f"{value!r:>20}".upper()
+    return f"{keyword:<8}= {text}".ljust(CARD_BYTES).encode("ascii", "replace")
 
 
 def padded_header(cards: Iterable[tuple[str, str | float]]) -> bytes:

@@ -8,6 +8,7 @@ a new one.  Files of that name that are not ours are left alone.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from pathlib import Path
@@ -57,7 +58,7 @@ def store(frame: Unsolved, solution: Solution) -> None:
     if path.exists():
         cards = _header(path)
         if cards is None or cards.string("SOFTNAME") != _SOFTNAME:
-            raise FileExistsError(17, "a file of somebody else has that name", str(path))
+            raise FileExistsError(errno.EEXIST, "a file of somebody else has that name", str(path))
     height, width = frame.storage.shape
     content = padded_header(
         [

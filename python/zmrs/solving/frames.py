@@ -6,13 +6,14 @@ nobody has promised anything of, is then needed once.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zmrs.errors import OutputError
+from zmrs.errors import DiskFullError
 from zmrs.events import Stage
 from zmrs.io.headers import UnusableError
 from zmrs.scan import LeftOut, left_out_for, scan_image, scan_unsolved
@@ -22,7 +23,7 @@ from zmrs.solving.programs import NotSolvedError
 from zmrs.solving.solution import solution_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from zmrs.events import Event
     from zmrs.inputs import Image
@@ -84,8 +85,8 @@ def solve_frames(
     ------
     UsageError
         The program cannot be started.
-    OutputError
-        There is no folder for it, or no room in it.
+    DiskFullError
+        What it needs cannot be written.
     """
     unsolved = [
         (place, result.name, result.unsolved_hdu)
@@ -157,8 +158,7 @@ def _look(frame: Unsolved, solver: Solver, limit_s: float, scratch: str | None) 
     hints = hints_of(frame)
     tries = [NO_HINTS] if hints == NO_HINTS else [hints, NO_HINTS]
     why = []
-    with _folder(scratch) as name:
-        folder = Path(name).absolute()
+    with _folder(scratch) as folder:
         picture = write_picture(frame, folder)
         for number, one in enumerate(tries):
             desk = folder / f"try-{number}"
@@ -174,14 +174,17 @@ def _look(frame: Unsolved, solver: Solver, limit_s: float, scratch: str | None) 
     )
 
 
-def _folder(scratch: str | None) -> tempfile.TemporaryDirectory[str]:
+@contextlib.contextmanager
+def _folder(scratch: str | None) -> Iterator[Path]:
+    """A folder that goes when it has been used; not to be able to write there is fatal."""
     try:
-        return tempfile.TemporaryDirectory(prefix=".zmrs-solve-", dir=scratch)
+        with tempfile.TemporaryDirectory(prefix=".zmrs-solve-", dir=scratch) as name:
+            yield Path(name).absolute()
     except OSError as error:
         where = scratch or tempfile.gettempdir()
-        raise OutputError(
-            f"{where}: no folder can be made in it for the solver ({error.strerror}); name another "
-            "one with --scratch."
+        raise DiskFullError(
+            f"{where}: what the solver needs cannot be written there ({error.strerror or error}); "
+            "name a roomier folder with --scratch."
         ) from error
 
 

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zmrs.errors import DiskFullError
 from zmrs.io.headers import UnusableError, padded_header
 
 if TYPE_CHECKING:
@@ -63,32 +62,27 @@ def write_picture(frame: Unsolved, folder: Path) -> Picture:
     ------
     UnusableError
         The pixels of the frame cannot be read.
-    DiskFullError
-        The folder has no room for it.
+    OSError
+        The folder cannot be written, or has no room for it.
     """
     store = frame.storage
-    times = _times(store, frame.cards)
+    times = _times(frame)
     path = folder / "picture.fits"
     height, width = (length // times for length in store.shape)
     n_bytes = 0
-    try:
-        with path.open("wb") as file:
-            cards = [("SIMPLE", True), ("BITPIX", -32), ("NAXIS", 2)]
-            file.write(padded_header([*cards, ("NAXIS1", width), ("NAXIS2", height)]))
-            for part in _parts(store, times, folder):
-                n_bytes += file.write(part.astype(">f4").tobytes())
-            file.write(bytes(-n_bytes % 2880))
-    # Errors of reading are no OSError any more.
-    except OSError as error:
-        raise DiskFullError(
-            f"{folder}: there is no room for what the solver needs ({error.strerror or error}); "
-            "name a roomier folder with --scratch."
-        ) from error
+    with path.open("wb") as file:
+        cards = [("SIMPLE", True), ("BITPIX", -32), ("NAXIS", 2)]
+        file.write(padded_header([*cards, ("NAXIS1", width), ("NAXIS2", height)]))
+        for part in _parts(store, times, folder):
+            n_bytes += file.write(part.astype(">f4").tobytes())
+        file.write(bytes(-n_bytes % 2880))
     return Picture(path, height, times)
 
 
-def _times(store: Storage, cards: Cards) -> int:
-    times = 2 if store.channels == 1 and _has_colour_filters(cards) else 1
+def _times(frame: Unsolved) -> int:
+    store = frame.storage
+    has_filters = any(_has_colour_filters(cards) for cards in (frame.cards, frame.primary))
+    times = 2 if store.channels == 1 and has_filters else 1
     while max(store.shape) > times * MOST_SIDE_PX:
         times *= 2
     # A frame of a few rows stays as it is; it has no stars to lose.
@@ -149,7 +143,7 @@ def _open(store: Storage, folder: Path) -> Iterator[Callable[[int, int], NDArray
 
 @contextlib.contextmanager
 def _reading() -> Iterator[None]:
-    """Whatever astropy and its decompressors raise, the frame is bad."""
+    """Whatever astropy and its decompressors raise, `OSError` included, the frame is bad."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
