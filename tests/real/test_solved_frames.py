@@ -1,6 +1,6 @@
 """Observed frames whose WCS is taken away and found again by the real ``solve-field``.
 
-What is compared, and printed as a table (``pytest tests/real/test_solved_frames.py -m '' -s``): where 240
+What is compared, and printed (``pytest tests/real/test_solved_frames.py -m '' -s``): where 240
 places of a frame fall in it by the WCS that it came with, and by the one that was found.  Both are
 fits to stars and their own errors are a few tenths of a pixel, so that is what they differ by.
 """
