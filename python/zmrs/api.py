@@ -110,7 +110,8 @@ def mosaic(
         ``size``, ``projection``, ``frame``, ``rotate``, ``max_output_pixels``, ``strict``,
         ``scratch``, ``kappa``, ``winsor``, ``reject_together``, ``match_gain_limits``,
         ``match_offset_limit``, ``match_sky``, ``two_pass_sigma``, ``two_pass_gain_clip``,
-        ``preset``, ``weight_type``, ``weight_by``, ``border_mask``, ``feather``, ``zero_is_blank``.
+        ``preset``, ``weight_type``, ``weight_by``, ``border_mask``, ``feather``, ``zero_is_blank``,
+        ``solver``, ``solver_timeout``.
 
     Returns
     -------

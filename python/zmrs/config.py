@@ -60,6 +60,7 @@ MODES: dict[str, dict[str, Any]] = {
 GPUS = ("auto", "on", "off")
 PROGRESS = ("auto", "bar", "json", "none")
 FRAMES = ("icrs", "galactic")
+SOLVERS = ("none", "astap", "astrometry.net")
 WEIGHERS = ("none", "n_frames", "exposure", "ivar")
 ZEROS = ("auto", "on", "off")
 PRESETS: dict[str, dict[str, Any]] = {
@@ -267,6 +268,20 @@ class Options:
         kind="choice",
         choices=ZEROS,
     )
+    solver: str = _option(
+        "none",
+        "Program that looks for the WCS of frames whose header has none; what it finds is kept"
+        " beside them, as NAME.fits.wcs",
+        kind="choice",
+        choices=SOLVERS,
+    )
+    solver_timeout: float = _option(
+        60.0,
+        "Seconds that the solver may take for a frame, once with hints from its header and once"
+        " without",
+        kind="number",
+        metavar="S",
+    )
     wcs: str | None = _option(
         None, "Output grid from a FITS file or a text header", kind="path", metavar="FILE"
     )
@@ -366,6 +381,10 @@ class Options:
         if not _is_within(self.journal_after, 0, math.inf):
             raise UsageError(
                 f"--journal-after: {as_text(self.journal_after)} s is no time; give 0 or more."
+            )
+        if not _is_within(self.solver_timeout, math.ulp(0.0), math.inf):
+            raise UsageError(
+                f"--solver-timeout: {as_text(self.solver_timeout)} s is no time; give more than 0."
             )
         self._check_matching()
         self._check_batches()

@@ -23,7 +23,7 @@ class Event:
     event
         ``start``, ``progress`` or ``end``.
     stage
-        ``geometry``, ``decompress``, ``survey``, ``match``, ``mosaic`` or ``two_pass``.
+        ``solve``, ``geometry``, ``decompress``, ``survey``, ``match``, ``mosaic`` or ``two_pass``.
     done, total
         How far the stage is, in `unit`.
     unit

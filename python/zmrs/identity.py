@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zmrs.config import as_text
+from zmrs.scan import InputImage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,8 +30,11 @@ _WITHOUT_EFFECT = (
     "max_output_pixels",
     "resume",
     "journal_after",
+    "solver",
+    "solver_timeout",
 )
-"""Options that say how, where or whether a job runs, never what comes of it."""
+"""Options that say how, where or whether a job runs, never what comes of it; what a solver has
+found is in the identity itself."""
 
 
 def identity_of(prepared: Prepared, options: Options) -> Callable[[], dict[str, Any]] | None:
@@ -47,6 +51,11 @@ def identity_of(prepared: Prepared, options: Options) -> Callable[[], dict[str, 
         if image is None or (placed.weight_map is not None and placed.map_storage is None):
             return None
         stored.append((image, placed.map_storage))
+    solutions = {
+        str(placed.image.name): placed.image.solution
+        for placed in prepared.placed
+        if isinstance(placed.image, InputImage) and placed.image.solution is not None
+    }
     stamps = {path: _stamp(path) for pair in stored for path in _paths(*pair)}
     weights = [[one.own_weight, one.weight] for one in prepared.placed]
     chosen = {
@@ -64,6 +73,7 @@ def identity_of(prepared: Prepared, options: Options) -> Callable[[], dict[str, 
             "grid": grid | {"shape": list(prepared.grid.shape)},
             "two_pass_coverage_threshold": threshold,
             "inputs": {path: [*stamp, _header(path)] for path, stamp in stamps.items()},
+            "solutions": solutions,
             "weights": weights,
         }
 

@@ -20,7 +20,7 @@ from zmrs.errors import DiskFullError, InputError, UsageError
 from zmrs.io.headers import Cards, UnusableError
 from zmrs.io.storage import Storage
 from zmrs.io.wcs import header_wcs
-from zmrs.scan import InputImage, LeftOut, Meta, Scan, meta_of, scan_inputs
+from zmrs.scan import InputImage, LeftOut, Meta, Scan, meta_of, scan_inputs, warnings_of
 from zmrs.sky import is_known_sky
 from zmrs.weight_rule import WeightRule
 
@@ -103,19 +103,49 @@ def shape_of(image: Image) -> tuple[int, int]:
 
 @dataclass
 class Gathered:
-    """Usable images in job order with what weighs each, the others, and warnings."""
+    """Outcome of :func:`gather`.
 
-    images: list[Image]
+    Attributes
+    ----------
+    results
+        Usable images in job order, and between them those that are not.
+    weights
+        What weighs each of the results.
+    remarks
+        Sentences about what was given.
+    """
+
+    results: list[Image | LeftOut]
     weights: list[Any]
-    left_out: list[LeftOut]
-    warnings: list[str]
+    remarks: list[str]
 
     def take(self, scan: Scan, weight: Any) -> None:
-        """Add the images of a scan."""
-        self.images += scan.images
-        self.weights += [weight] * len(scan.images)
-        self.left_out += scan.left_out
-        self.warnings += scan.warnings
+        """Add the results of a scan."""
+        self.results += scan.results
+        self.weights += [weight] * len(scan.results)
+        self.remarks += scan.remarks
+
+    @property
+    def images(self) -> list[Image]:
+        """The usable ones."""
+        return [result for result in self.results if not isinstance(result, LeftOut)]
+
+    @property
+    def image_weights(self) -> list[Any]:
+        """What weighs each of them."""
+        both = zip(self.results, self.weights, strict=True)
+        return [weight for result, weight in both if not isinstance(result, LeftOut)]
+
+    @property
+    def left_out(self) -> list[LeftOut]:
+        """The others."""
+        return [result for result in self.results if isinstance(result, LeftOut)]
+
+    @property
+    def warnings(self) -> list[str]:
+        """The remarks, and what is odd in the files."""
+        files = (result for result in self.results if isinstance(result, InputImage))
+        return self.remarks + warnings_of(files)
 
 
 def gather(
@@ -135,7 +165,7 @@ def gather(
     number = int(str(hdu)) if re.fullmatch("[0-9]+", str(hdu)) else hdu
     if weights is not None and len(weights) != len(given):
         raise UsageError(f"{len(weights)} weights were given for {len(given)} inputs.")
-    found = Gathered([], [], [], [])
+    found = Gathered([], [], [])
     # Neighbouring paths of equal weight are scanned together, which finds files named twice.
     paths: list[str] = []
     shared: Any = None
@@ -152,7 +182,7 @@ def gather(
             name = f"input {position + 1}"
             if weight is None and not rule.is_optional:
                 raise UsageError(f"weights: {name} is no file, so it has none; give it an array.")
-            found.images.append(_from_object(item, name))
+            found.results.append(_from_object(item, name))
             found.weights.append(weight)
     if paths:
         found.take(scan_inputs(paths, number, recursive, rule), shared)

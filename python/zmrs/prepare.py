@@ -1,4 +1,4 @@
-"""Everything up to the first pixel: scan → grid → geometry → plan.
+"""Everything up to the first pixel: scan (→ solve) → grid → geometry → plan.
 
 It is all that ``zmrs plan`` needs; `zmrs.pipeline` does the rest.
 """
@@ -19,6 +19,7 @@ from zmrs.placing import Placed, no_scratch, place
 from zmrs.plan import Plan, check_gpu, describe, given_plan, phase5_plan
 from zmrs.probe import detect_capabilities
 from zmrs.scan import LeftOut
+from zmrs.solving import find_solver, solve_frames
 from zmrs.weight_rule import weight_rule
 from zmrs.weights import are_counts, warn_of_unknown, weighed
 
@@ -162,9 +163,11 @@ def prepare(
     Raises
     ------
     ZmrsError
-        No usable input, no sensible grid, a job that does not fit, or a GPU demanded in vain.
+        No usable input, no sensible grid, a job that does not fit, or a GPU or solver demanded in
+        vain.
     """
     check_gpu(options, plan, has_gpu_backend=_HAS_GPU_BACKEND)
+    solver = find_solver(options.solver)
     seconds: dict[str, float] = {}
     # A peak from before this job is nobody's to plan for.
     limits.forget_peak()
@@ -192,10 +195,20 @@ def prepare(
         debayers=options.debayer != "none",
         weights=weights,
     )
+    clock.lap("scan")
+    if solver is not None:
+        gathered.results = solve_frames(
+            gathered.results,
+            solver,
+            rule=rule,
+            limit_s=options.solver_timeout,
+            scratch=options.scratch,
+            listener=listener,
+        )
+        clock.lap("solve")
     images = _usable(gathered, options)
     channels = inputs.check_channels(images)
     _warn_of_mixtures(images)
-    clock.lap("scan")
 
     chosen = _choose_grid(images, options, grid)
     log.info("grid %s", chosen.description())
@@ -204,7 +217,7 @@ def prepare(
 
     spare = allowed.bytes - limits.resident_bytes()
     placed, off_grid = place(
-        images, gathered.weights, chosen, options, scratch or no_scratch, spare, listener
+        images, gathered.image_weights, chosen, options, scratch or no_scratch, spare, listener
     )
     leave_out([left.reason for left in off_grid], len(placed), options)
     placed = weighed(placed, options.weight_by)

@@ -234,6 +234,9 @@ def header_of(
     if prepared.inverse_variance is not None:
         unit = "inverse variance of noise that weighs 1"
         software.append(("ZMIVAR", prepared.inverse_variance, unit))
+    solved = sum(getattr(placed.image, "solution", None) is not None for placed in prepared.placed)
+    if solved:
+        software.append(("ZMSOLVED", solved, "inputs whose WCS a solver has found"))
     if options.border_mask:
         software.append(("ZMBORDER", options.border_mask, "[%] of inputs left out at each edge"))
     if options.feather:

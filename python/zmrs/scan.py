@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,10 +21,12 @@ from zmrs.io.headers import (
     HEADER_MAX_BYTES,
     Cards,
     Hdu,
+    NoSkyError,
     PlainSource,
     Source,
     UnusableError,
     open_source,
+    text_cards,
     walk,
 )
 from zmrs.io.names import (
@@ -49,13 +52,18 @@ __all__ = [
     "LeftOut",
     "Meta",
     "Scan",
+    "Solved",
     "Storage",
+    "Unsolved",
     "expand_inputs",
     "header_wcs",
+    "left_out_for",
     "natural_key",
     "scan_image",
     "scan_inputs",
     "scan_template",
+    "scan_unsolved",
+    "warnings_of",
 ]
 
 _SOFTNAME = "zmrs"
@@ -123,6 +131,8 @@ class InputImage:
         Sentences without the file's name.
     weights
         The weights of its pixels, if it has any.
+    solution
+        Digest of the solution that is its WCS; None when that is the header's own.
     """
 
     name: str
@@ -131,6 +141,7 @@ class InputImage:
     meta: Meta
     warnings: tuple[str, ...] = ()
     weights: WeightMap | None = None
+    solution: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,22 +149,72 @@ class LeftOut:
     """An input that is not used, and the sentence (file: cause; remedy) that says why.
 
     ``is_missing`` when there is no such file; ``is_own`` when that is no fault of the input: it is
-    a mosaic of zmrs's that stood in a scanned folder, or the weights of another input.
+    a mosaic of zmrs's that stood in a scanned folder, or the weights of another input;
+    ``unsolved_hdu`` is the index of the HDU that lacks nothing but a celestial WCS.
     """
 
     name: str
     reason: str
     is_missing: bool = False
     is_own: bool = False
+    unsolved_hdu: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unsolved:
+    """An image that lacks nothing but a celestial WCS: its pixels, and what its headers say."""
+
+    storage: Storage
+    cards: Cards
+    primary: Cards
+
+
+@dataclass(frozen=True, slots=True)
+class Solved:
+    """The cards of a WCS that is not the header's own, and their digest."""
+
+    cards: Cards
+    digest: str
 
 
 @dataclass(slots=True)
 class Scan:
-    """Outcome of :func:`scan_inputs`: usable images in job order, the others, and warnings."""
+    """Outcome of :func:`scan_inputs`.
 
-    images: list[InputImage] = field(default_factory=list)
-    left_out: list[LeftOut] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+    Attributes
+    ----------
+    results
+        Usable images in job order, and between them those that are not.
+    remarks
+        Sentences about the arguments.
+    """
+
+    results: list[InputImage | LeftOut] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def images(self) -> list[InputImage]:
+        """The usable ones."""
+        return [result for result in self.results if isinstance(result, InputImage)]
+
+    @property
+    def left_out(self) -> list[LeftOut]:
+        """The others."""
+        return [result for result in self.results if isinstance(result, LeftOut)]
+
+    @property
+    def warnings(self) -> list[str]:
+        """The remarks, and what is odd in the images."""
+        return self.remarks + warnings_of(self.images)
+
+
+def warnings_of(images: Iterable[InputImage]) -> list[str]:
+    """What is odd in images: equal warnings of many are one sentence."""
+    notes: dict[str, list[str]] = {}
+    for image in images:
+        for note in image.warnings:
+            notes.setdefault(note, []).append(image.name)
+    return [f"{and_others(names)}: {note}" for note, names in notes.items()]
 
 
 # ------------------------------------------------------------------------------- choosing the HDU
@@ -170,8 +231,8 @@ class _Sky:
     notes: tuple[str, ...]
 
 
-def _examine(hdu: Hdu, path: str | None) -> _Sky:
-    """Shape and WCS of an HDU; raises `UnusableError` with the reason if it is of no use."""
+def _shape(hdu: Hdu) -> tuple[list[int], tuple[int, int, int]]:
+    """FITS numbers of the axes longer than 1, and (channels, height, width) of an image."""
     axes = hdu.axes if hdu.is_image else ()
     if not axes:
         raise UnusableError("no image in it", "leave it out, or name the HDU", final=False)
@@ -184,11 +245,26 @@ def _examine(hdu: Hdu, path: str | None) -> _Sky:
             "name another HDU or leave the file out",
             final=False,
         )
-    wcs, notes = header_wcs(hdu.cards, kept, path=path, hdu=hdu.index)
     lengths = [axes[n - 1] for n in kept]
     width, height, channels = (*lengths, 1)[:3]
+    return kept, (channels, height, width)
+
+
+def _examine(hdu: Hdu, path: str | None, solved: Solved | None = None) -> _Sky:
+    """Shape and WCS of an HDU; raises `UnusableError` with the reason if it is of no use."""
+    kept, (channels, height, width) = _shape(hdu)
+    if solved is None:
+        wcs, notes = header_wcs(hdu.cards, kept, path=path, hdu=hdu.index)
+    else:
+        wcs, notes = header_wcs(Cards(solved.cards.raw + _dates(hdu.cards.raw)))
     wcs.pixel_shape = (width, height)
     return _Sky(channels, height, width, wcs, tuple(notes))
+
+
+def _dates(raw: bytes) -> bytes:
+    """The cards that say when an image was taken, which a WCS keeps beside its axes."""
+    cards = (raw[start : start + CARD_BYTES] for start in range(0, len(raw), CARD_BYTES))
+    return b"".join(card for card in cards if re.match(rb"(?:DATE|MJD)-OBS *=", card))
 
 
 class _Hdus:
@@ -205,7 +281,9 @@ class _Hdus:
             yield hdu
 
 
-def _select(hdus: Iterable[Hdu], wanted: int | str | None, path: str) -> tuple[Hdu, _Sky, Cards]:
+def _select(
+    hdus: Iterable[Hdu], wanted: int | str | None, path: str, solved: Solved | None = None
+) -> tuple[Hdu, _Sky, Cards]:
     """First usable HDU, or the wanted one; also the primary header."""
     first_cause: UnusableError | None = None
     primary: Cards | None = None
@@ -214,7 +292,7 @@ def _select(hdus: Iterable[Hdu], wanted: int | str | None, path: str) -> tuple[H
         if wanted is not None and not is_named(hdu, wanted):
             continue
         try:
-            return hdu, _examine(hdu, path), primary
+            return hdu, _examine(hdu, path, solved), primary
         except UnusableError as cause:
             if wanted is not None or cause.final:
                 raise
@@ -269,12 +347,16 @@ class _OwnMosaicError(UnusableError):
 
 
 def _scan_file(
-    path: str, hdu: int | str | None, from_directory: bool, rule: WeightRule
+    path: str,
+    hdu: int | str | None,
+    from_directory: bool,
+    rule: WeightRule,
+    solved: Solved | None,
 ) -> InputImage:
     """Scan one file; raises `UnusableError` or OSError if it is of no use."""
     with open_source(path) as source:
         hdus = _Hdus(source)
-        chosen, sky, primary = _select(hdus, hdu, path)
+        chosen, sky, primary = _select(hdus, hdu, path, solved)
         if from_directory and primary.string("SOFTNAME") == _SOFTNAME:
             raise _OwnMosaicError(
                 "it is a mosaic made by zmrs", "name the file itself if it is meant as an input"
@@ -282,7 +364,9 @@ def _scan_file(
         storage, notes = storage_of(path, chosen, (sky.channels, sky.height, sky.width), source)
         weights, more_notes = find_weights(rule, storage, hdus, source)
     meta = meta_of(chosen.cards, primary, sky.wcs)
-    return InputImage(path, storage, sky.wcs, meta, (*sky.notes, *notes, *more_notes), weights)
+    warnings = (*sky.notes, *notes, *more_notes)
+    digest = None if solved is None else solved.digest
+    return InputImage(path, storage, sky.wcs, meta, warnings, weights, digest)
 
 
 def scan_image(
@@ -291,6 +375,7 @@ def scan_image(
     *,
     from_directory: bool = False,
     rule: WeightRule = _ALPHA,
+    solved: Solved | None = None,
 ) -> InputImage | LeftOut:
     """Read the headers of one file and say where its image stands, in pixels and on the sky.
 
@@ -305,6 +390,8 @@ def scan_image(
         The file was found in a scanned folder: zmrs's own mosaics are then left out.
     rule
         Where its weights are.
+    solved
+        The WCS of the HDU, in the place of that of its header.
 
     Returns
     -------
@@ -313,17 +400,43 @@ def scan_image(
     """
     name = os.fspath(path)
     try:
-        return _scan_file(name, hdu, from_directory, rule)
-    except FileNotFoundError:
-        return LeftOut(name, str(unreadable(name)), is_missing=True)
-    except IsADirectoryError:
-        return LeftOut(name, f"{name}: it is a folder, not a file; name the files in it.")
-    except OSError as error:
-        cause = error.strerror or str(error)
-        return LeftOut(name, f"{name}: cannot be read ({cause}); check it or leave it out.")
-    except UnusableError as error:
-        own = isinstance(error, _OwnMosaicError)
-        return LeftOut(name, f"{name}: {error}", is_own=own)
+        return _scan_file(name, hdu, from_directory, rule, solved)
+    except (OSError, UnusableError) as error:
+        return left_out_for(name, error)
+
+
+def left_out_for(name: str, error: OSError | UnusableError) -> LeftOut:
+    """The input that cannot be used for this error."""
+    match error:
+        case FileNotFoundError():
+            return LeftOut(name, str(unreadable(name)), is_missing=True)
+        case IsADirectoryError():
+            return LeftOut(name, f"{name}: it is a folder, not a file; name the files in it.")
+        case OSError():
+            cause = error.strerror or str(error)
+            return LeftOut(name, f"{name}: cannot be read ({cause}); check it or leave it out.")
+        case NoSkyError():
+            reason = f"{name}: {error.cause}; let --solver look for one, or leave it out."
+            return LeftOut(name, reason, unsolved_hdu=error.hdu)
+    return LeftOut(name, f"{name}: {error}", is_own=isinstance(error, _OwnMosaicError))
+
+
+def scan_unsolved(path: str, hdu: int) -> Unsolved:
+    """What a solver has to know of the HDU of this index, which has no celestial WCS.
+
+    Raises
+    ------
+    UnusableError, OSError
+        It lacks more than that, or cannot be read.
+    """
+    with open_source(path) as source:
+        primary: Cards | None = None
+        for one in walk(source):
+            primary = primary or one.cards
+            if one.index == hdu:
+                storage, _ = storage_of(path, one, _shape(one)[1], source)
+                return Unsolved(storage, one.cards, primary)
+    raise UnusableError(f"it has no HDU {hdu} any more", "leave it out")
 
 
 def scan_inputs(
@@ -345,29 +458,23 @@ def scan_inputs(
     -------
     Scan
         Arguments behind which nothing stands (missing file, empty folder) are among
-        ``left_out``; equal warnings of many images are one sentence.
+        ``left_out``.
     """
     scan = Scan()
-    entries, scan.warnings = without_duplicates(list(expand(args, recursive)))
-    notes: dict[str, list[str]] = {}
+    entries, scan.remarks = without_duplicates(list(expand(args, recursive)))
     weights = _weights_among(entries, rule)
     for entry in entries:
         if isinstance(entry, Exception):
             name, missing = str(entry).split(": ", 1)[0], isinstance(entry, FileNotFoundError)
-            scan.left_out.append(LeftOut(name, str(entry), is_missing=missing))
+            scan.results.append(LeftOut(name, str(entry), is_missing=missing))
             continue
         if entry.path in weights:
             reason = f"{entry.path}: it holds the weights of another input; that is no fault."
-            scan.left_out.append(LeftOut(entry.path, reason, is_own=True))
+            scan.results.append(LeftOut(entry.path, reason, is_own=True))
             continue
-        result = scan_image(entry.path, hdu, from_directory=entry.from_directory, rule=rule)
-        if isinstance(result, LeftOut):
-            scan.left_out.append(result)
-            continue
-        scan.images.append(result)
-        for note in result.warnings:
-            notes.setdefault(note, []).append(result.name)
-    scan.warnings += [f"{and_others(names)}: {note}" for note, names in notes.items()]
+        scan.results.append(
+            scan_image(entry.path, hdu, from_directory=entry.from_directory, rule=rule)
+        )
     return scan
 
 
@@ -399,7 +506,8 @@ def scan_template(path: str | os.PathLike[str]) -> tuple[WCS, tuple[int, int]]:
     try:
         with open_source(name) as source:
             if isinstance(source, PlainSource) and b"\n" in source.read_at(0, CARD_BYTES + 1):
-                sky = _examine(_text_header(source), None)
+                text = source.read_at(0, HEADER_MAX_BYTES)
+                sky = _examine(Hdu(0, text_cards(text), 0, 0), None)
             else:
                 _, sky, _ = _select(walk(source), None, name)
     except FileNotFoundError:
@@ -409,14 +517,3 @@ def scan_template(path: str | os.PathLike[str]) -> tuple[WCS, tuple[int, int]]:
     except UnusableError as error:
         raise InputError(f"{name}: not a usable template: {error}") from error
     return sky.wcs, (sky.height, sky.width)
-
-
-def _text_header(source: PlainSource) -> Hdu:
-    """Header written one card a line, up to END or the end of the file."""
-    lines = source.read_at(0, HEADER_MAX_BYTES).splitlines()
-    cards = []
-    for line in lines:
-        if line.rstrip() == b"END":
-            break
-        cards.append(line[:CARD_BYTES].ljust(CARD_BYTES))
-    return Hdu(0, Cards(b"".join(cards)), 0, 0)

@@ -11,7 +11,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,12 +21,16 @@ __all__ = [
     "Cards",
     "GzipSource",
     "Hdu",
+    "NoSkyError",
     "PlainSource",
     "Source",
     "UnusableError",
     "as_number",
+    "card",
     "card_text",
     "open_source",
+    "padded_header",
+    "text_cards",
     "walk",
 ]
 
@@ -52,6 +56,14 @@ class UnusableError(Exception):
         super().__init__(f"{cause}; {remedy}.")
         self.cause = cause
         self.final = final
+
+
+class NoSkyError(UnusableError):
+    """The HDU of this index lacks nothing but a celestial WCS, which a solver may find."""
+
+    def __init__(self, cause: str, remedy: str, hdu: int) -> None:
+        super().__init__(cause, remedy, final=False)
+        self.hdu = hdu
 
 
 # -------------------------------------------------------------------------------------- cards
@@ -143,6 +155,34 @@ def as_number(text: str) -> float | None:
     with contextlib.suppress(ValueError):
         return float(text.replace("D", "E").replace("d", "e"))
     return None
+
+
+def card(keyword: str, value: str | float) -> bytes:
+    """A card of 80 bytes; numbers keep every digit, for which the free format leaves room."""
+    if isinstance(value, str):
+        quoted = value.replace("'", "''")
+        text = f"'{quoted:<8}'"
+    elif isinstance(value, bool):
+        text = f"{'T' if value else 'F':>20}"
+    else:
+        text = f"{value!r:>20}".upper()
+    return f"{keyword:<8}= {text}".ljust(CARD_BYTES).encode("ascii", "replace")
+
+
+def padded_header(cards: Iterable[tuple[str, str | float]]) -> bytes:
+    """A whole header, from keywords and values."""
+    raw = b"".join(card(keyword, value) for keyword, value in cards) + b"END"
+    return raw.ljust(-(-len(raw) // _BLOCK_BYTES) * _BLOCK_BYTES)
+
+
+def text_cards(text: bytes) -> Cards:
+    """Header written one card a line, up to END or the end of the text."""
+    cards = []
+    for line in text.splitlines():
+        if line.rstrip() == b"END":
+            break
+        cards.append(line[:CARD_BYTES].ljust(CARD_BYTES))
+    return Cards(b"".join(cards))
 
 
 # ------------------------------------------------------------------------------- bytes of a file

@@ -15,7 +15,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from zmrs.io.headers import CARD_BYTES, Cards, UnusableError, as_number, card_text
+from zmrs.io.headers import (
+    CARD_BYTES,
+    Cards,
+    NoSkyError,
+    UnusableError,
+    as_number,
+    card_text,
+)
 
 if TYPE_CHECKING:
     from astropy.wcs import WCS
@@ -148,7 +155,7 @@ def header_wcs(
     astropy as they are: it knows which of them are leftovers of SCAMP.
     """
     found = _collect(cards.raw)
-    _check_ctypes(found, kept_axes)
+    _check_ctypes(found, kept_axes, hdu)
     _fold_matrix(found)
     # SIP of order 1 or 0 is no distortion; astropy's own reading knows the rules for the rest.
     has_pv = any(k.startswith("PV") for k in found.numbers)
@@ -179,11 +186,11 @@ def _fold_matrix(found: _WcsCards) -> None:
     found.core[:] = cards
 
 
-def _check_ctypes(found: _WcsCards, kept_axes: Sequence[int]) -> None:
+def _check_ctypes(found: _WcsCards, kept_axes: Sequence[int], hdu: int) -> None:
     """Refuse headers without sky axes, with the sky on other axes, or with IRAF distortions."""
     if not found.ctypes:
-        raise UnusableError(
-            "no WCS in its header", "solve the image astrometrically or leave it out", final=False
+        raise NoSkyError(
+            "no WCS in its header", "solve the image astrometrically or leave it out", hdu
         )
     codes = {key: ctype[5:8].strip("-") for key, ctype in found.ctypes.items()}
     sky_axes = {
@@ -192,10 +199,10 @@ def _check_ctypes(found: _WcsCards, kept_axes: Sequence[int]) -> None:
         if re.match(r"(?:RA--|DEC-|[A-Z]LON|[A-Z]LAT|[A-Z]{2}L[NT])", ctype)
     }
     if len(sky_axes) < 2:
-        raise UnusableError(
+        raise NoSkyError(
             f"its WCS is not celestial ({', '.join(found.ctypes.values())})",
             "name another HDU or leave the file out",
-            final=False,
+            hdu,
         )
     if not set(sky_axes) <= set(kept_axes[:2]):
         raise UnusableError(
