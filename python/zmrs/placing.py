@@ -57,6 +57,9 @@ class Placed:
     noise
         Variance of the noise of its pixels by channel, NaN if it cannot be told; None before it is
         looked for, or where `has_variances`.
+    is_base
+        Whether it is the finished mosaic that is updated: its pixels weigh by its coverage, and its
+        level stays.
     """
 
     image: inputs.Image
@@ -72,6 +75,7 @@ class Placed:
     feather_px: float = 0.0
     zero_is_blank: bool = False
     noise: tuple[float, ...] | None = None
+    is_base: bool = False
 
     @property
     def has_variances(self) -> bool:

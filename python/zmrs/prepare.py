@@ -6,7 +6,7 @@ It is all that ``zmrs plan`` needs; `zmrs.pipeline` does the rest.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from zmrs.config import Options
     from zmrs.events import Event
+    from zmrs.finished import Finished
     from zmrs.probe import Capabilities
 
     Listener = Callable[[Event], object] | None
@@ -56,6 +57,8 @@ class Prepared:
         The inputs in job order.
     left_out
         The others, with reasons.
+    base
+        The finished mosaic to which inputs are added, the first of them; None for a new one.
     job
         What the engine will compute of the inputs.
     batches
@@ -74,8 +77,8 @@ class Prepared:
         Of compressed input files, which are read whole before the pass.
     survey_bytes
         Of the inputs that are read to know what they are: zeros, dead frames, noise.
-    inverse_variance
-        Median of those that weigh the inputs; None unless they do.
+    weight_unit
+        What weighs 1, as `zmrs.weights.weighed` says.
     scratch_bytes
         What lies in scratch files.
     seconds
@@ -88,6 +91,7 @@ class Prepared:
     channels: int
     placed: list[Placed]
     left_out: list[LeftOut]
+    base: Finished | None
     job: _zmrs.Job
     batches: list[sds.Batch]
     layout: _zmrs.Layout
@@ -97,7 +101,7 @@ class Prepared:
     matching_bytes: int
     compressed_bytes: int
     survey_bytes: int
-    inverse_variance: float | None
+    weight_unit: float | None
     scratch_bytes: int
     seconds: dict[str, float]
     forecast_s: float
@@ -132,6 +136,7 @@ def prepare(
     in_memory: bool = False,
     scratch: Callable[[str], Path] | None = None,
     listener: Listener = None,
+    base: Finished | None = None,
 ) -> Prepared:
     """Everything up to the first pixel: scan, grid, geometry, plan.
 
@@ -155,6 +160,8 @@ def prepare(
         Gives the path of a scratch file from its name; None makes the job fail where one is needed.
     listener
         Receives `zmrs.events.Event` objects.
+    base
+        A finished mosaic to which the inputs are added; its grid is the output's.
 
     Raises
     ------
@@ -185,13 +192,16 @@ def prepare(
         given, hdu=options.hdu, recursive=options.recursive, rule=rule, weights=weights
     )
     images = _usable(gathered, options)
-    channels = inputs.check_channels(images)
-    _warn_of_mixtures(images)
+    if base is not None:
+        images = _unknown(gathered, base, options)
+    together = [*images] if base is None else [base.image, *images]
+    channels = inputs.check_channels(together)
+    _warn_of_mixtures(images, base)
     clock.lap("scan")
 
-    chosen = _choose_grid(images, options, grid)
+    chosen = _choose_grid(images, options, grid) if base is None else base.grid
     log.info("grid %s", chosen.description())
-    _warn_of_emptiness(chosen, images)
+    _warn_of_emptiness(chosen, together)
     clock.lap("grid")
 
     spare = allowed.bytes - limits.resident_bytes()
@@ -199,8 +209,12 @@ def prepare(
         images, gathered.weights, chosen, options, scratch or no_scratch, spare, listener
     )
     leave_out([left.reason for left in off_grid], len(placed), options)
-    placed = weighed(placed, options.weight_by)
+    placed, weight_unit = weighed(
+        placed, options.weight_by, unit=None if base is None else base.weight_unit
+    )
     warn_of_unknown(placed, options.weight_by)
+    if base is not None:
+        placed = [base.placed(), *placed]
     clock.lap("geometry")
 
     threshold = (plan or Plan()).two_pass_coverage_threshold
@@ -222,6 +236,7 @@ def prepare(
         channels=channels,
         placed=placed,
         left_out=gathered.left_out + off_grid,
+        base=base,
         job=job,
         batches=batches,
         layout=layout,
@@ -234,7 +249,7 @@ def prepare(
             inputs.file_bytes(store) for one in placed for _, store in one.compressed()
         ),
         survey_bytes=survey_bytes,
-        inverse_variance=None,
+        weight_unit=weight_unit,
         scratch_bytes=scratch_bytes,
         seconds=seconds,
         forecast_s=sum(seconds.values())
@@ -345,6 +360,17 @@ def _usable(gathered: inputs.Gathered, options: Options) -> list[inputs.Image]:
     return gathered.images
 
 
+def _unknown(gathered: inputs.Gathered, base: Finished, options: Options) -> list[inputs.Image]:
+    """The images that are not in a mosaic yet; the others get no second row in its table."""
+    known = base.known_among(gathered.images)
+    found = [gathered.images[number] for number in known]
+    for number in reversed(known):
+        del gathered.images[number], gathered.weights[number]
+    if found:
+        leave_out([base.already(found)], len(gathered.images), options)
+    return gathered.images
+
+
 def leave_out(reasons: Sequence[str], n_usable: int, options: Options) -> None:
     """Warn of the inputs that are left out, or stop: when strict, or when no other is left."""
     if reasons and (options.strict or (n_usable == 0 and len(reasons) == 1)):
@@ -357,10 +383,14 @@ def leave_out(reasons: Sequence[str], n_usable: int, options: Options) -> None:
         )
 
 
-def _warn_of_mixtures(images: Sequence[inputs.Image]) -> None:
+def _warn_of_mixtures(images: Sequence[inputs.Image], base: Finished | None) -> None:
     """Mixed filters and exposures are allowed, but seldom meant."""
+    metas = [image.meta for image in images]
+    if base is not None:
+        # Its exposure time is a sum.
+        metas.append(replace(base.image.meta, exptime=None))
     for attribute, words in (("filter", "filters"), ("exptime", "exposure times")):
-        values = {getattr(image.meta, attribute) for image in images} - {None}
+        values = {getattr(meta, attribute) for meta in metas} - {None}
         if len(values) > 1:
             shown = ", ".join(str(value) for value in sorted(values)[:4])
             log.warning(
@@ -432,6 +462,7 @@ def job_of(
 ) -> _zmrs.Job:
     """Everything that determines the pixels, as the engine takes it."""
     each = [one.for_engine() for one in placed]
+    is_update = any(one.is_base for one in placed)
     rules = (options.two_pass_sigma, *post_stack.clip_of(options), threshold)
     return _zmrs.Job(
         (channels, *grid.shape),
@@ -441,7 +472,7 @@ def job_of(
         kappa=options.kappa,
         winsor=options.winsor,
         together=options.reject_together,
-        **photometry.rules(options, matches=are_matched(options, placed)),
+        **photometry.rules(options, matches=are_matched(options, placed), is_update=is_update),
         two_pass=rules if options.two_pass else None,
         variance=options.variance,
     )
