@@ -65,7 +65,7 @@ def identity_of(prepared: Prepared, options: Options) -> Callable[[], dict[str, 
             "two_pass_coverage_threshold": threshold,
             "inputs": {path: [*stamp, _header(path)] for path, stamp in stamps.items()},
             "weights": weights,
-            "adds_to": None if prepared.base is None else str(prepared.base.path),
+            "is_update": prepared.base is not None,
         }
 
     return identity

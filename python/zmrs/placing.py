@@ -153,8 +153,8 @@ def place(
             ) from error
         if geometry is None:
             reason = (
-                f"{image.name}: it does not touch the output grid; leave it out, or check --wcs, "
-                "--center and --size."
+                f"{image.name}: it does not touch the output grid; leave it out, or make a mosaic "
+                "whose grid holds it."
             )
             left_out.append(LeftOut(image.name, reason))
         else:
