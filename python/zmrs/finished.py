@@ -229,6 +229,12 @@ def _check_maker(path: Path, header: Header) -> None:
 def _check_kind(path: Path, header: Header, names: set[str]) -> None:
     """Refuse mosaics that a mean of old and new would not continue."""
     combine, stack = header.get("COMBINET"), header.get("ZMSTACK", "mean")
+    missing = {"COVERAGE", "INPUTS"} - names
+    if missing:
+        raise InputError(
+            f"{path}: it has no {' and no '.join(sorted(missing))} any more: edited, or cut off; "
+            "take a copy that is whole."
+        )
     cause = ""
     if combine != "mean":
         cause = f"its inputs were combined by {combine}, and only a mean can go on without them"

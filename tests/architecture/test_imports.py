@@ -143,6 +143,7 @@ FORBIDDEN = {
     "zmrs.io.cards": ("zmrs.pipeline", "zmrs.cli", "zmrs.plan", "zmrs._zmrs"),
     "zmrs.scan": ("zmrs.pipeline", "zmrs.cli", "zmrs.plan", "zmrs._zmrs", "zmrs.grid"),
     "zmrs.grid": ("zmrs.pipeline", "zmrs.cli", "zmrs.plan", "zmrs._zmrs"),
+    "zmrs.finished": ("zmrs.pipeline", "zmrs.prepare", "zmrs.result", "zmrs.cli", "zmrs.api"),
     "zmrs.prepare": ("zmrs.pipeline", "zmrs.passes", "zmrs.result", "zmrs.cli", "zmrs.api"),
     "zmrs.pipeline": ("zmrs.cli", "zmrs.api", "zmrs.simulate", "zmrs.report", "click", "rich"),
     "zmrs.api": ("zmrs.cli", "click", "rich"),
