@@ -9,6 +9,7 @@ header of the new file speak of the old inputs too.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from dataclasses import dataclass
@@ -43,6 +44,9 @@ UNIT_CARDS = {
     "ivar": ("ZMIVAR", "inverse variance of noise that weighs 1"),
 }
 """Cards that say what weighs 1, by what weighs the inputs."""
+
+_ROW_BYTES, _COPIES = 1024, 8
+"""What a row of the table takes while it is written, and how often its texts are there."""
 
 
 @dataclass(frozen=True)
@@ -143,16 +147,23 @@ class Finished:
 
         A relative name of the table is looked for in the working folder and in that of the mosaic.
         """
-        folders = {Path.cwd(), Path(os.path.realpath(self.path)).parent}
-        known = {*_spellings(self.path)}
-        for row in self.rows:
-            if row.status == "used":
-                known.update(*(_spellings(folder / row.name) for folder in folders))
+        spellings = _Spellings()
+        here = os.fspath(Path.cwd())
+        beside = os.path.dirname(os.path.realpath(self.path))  # noqa: PTH120 (thousands of names)
+        used = [row.name for row in self.rows if row.status == "used"]
+        paths = {os.path.join(folder, name) for folder in (here, beside) for name in used}  # noqa: PTH118
+        known = spellings.of(os.fspath(self.path)).union(*map(spellings.of, paths))
         return [
             place
             for place, image in enumerate(images)
-            if isinstance(image, InputImage) and not known.isdisjoint(_spellings(image.name))
+            if isinstance(image, InputImage) and not known.isdisjoint(spellings.of(image.name))
         ]
+
+    @property
+    def table_bytes(self) -> int:
+        """What writing its rows again takes at most: the table is made in memory, in copies."""
+        widest = max((len(row.name) + len(row.reason) for row in self.rows), default=0)
+        return len(self.rows) * (_ROW_BYTES + _COPIES * widest)
 
     def already(self, images: Sequence[Image]) -> str:
         """Why these images are left out."""
@@ -257,7 +268,17 @@ def _defaults(header: Header) -> dict[str, Any]:
     }
 
 
-def _spellings(name: str | Path) -> set[str]:
-    """A path as it stands and without links, in the letters that a table of FITS has."""
-    paths = (os.path.abspath(name), os.path.realpath(name))  # noqa: PTH100 (keeps links as they are)
-    return {path.encode("ascii", "replace").decode() for path in paths}
+class _Spellings:
+    """Paths as they stand and without links; each folder is looked at once."""
+
+    def __init__(self) -> None:
+        self._real_folder = functools.cache(os.path.realpath)
+
+    def of(self, name: str) -> set[str]:
+        """Both, in the letters that a table of FITS has."""
+        path = os.path.abspath(name)  # noqa: PTH100 (keeps links as they are)
+        folder, last = os.path.split(path)
+        real = os.path.join(self._real_folder(folder), last)  # noqa: PTH118 (thousands of names)
+        if os.path.islink(real):  # noqa: PTH114
+            real = os.path.realpath(real)
+        return {spelling.encode("ascii", "replace").decode() for spelling in (path, real)}

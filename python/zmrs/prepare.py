@@ -68,7 +68,7 @@ class Prepared:
     allowed
         Where the memory limit comes from.
     reserved_bytes
-        What the process holds before the pass.
+        What the process holds before the pass, and what the table of an updated mosaic will take.
     n_passes
         How often the inputs are combined.
     matching_bytes
@@ -219,7 +219,7 @@ def prepare(
 
     threshold = (plan or Plan()).two_pass_coverage_threshold
     job = job_of(channels, chosen, placed, options, threshold)
-    room = _room(chosen, placed, options, caps, allowed, plan, peak_before)
+    room = _room(chosen, placed, options, caps, allowed, plan, peak_before, base)
     batches, last, last_options = [], job, options
     if options.has_batches:
         batches = sds.plan_batches(job, placed, chosen, options, room.fit)
@@ -298,6 +298,7 @@ def _room(
     allowed: Allowance,
     given: Plan | None,
     peak_before: int,
+    base: Finished | None,
 ) -> _Room:
     # What was mapped meanwhile is lost to an address-space limit.
     allowed = allowed.within(limits.memory_limits())
@@ -307,7 +308,8 @@ def _room(
     else:
         plan, allowed = given_plan(given, options, caps, allowed, **gpu)
     peak = limits.peak_resident_bytes()
-    return _Room(plan, allowed, limits.resident_bytes(), peak if peak > peak_before else 0)
+    reserved = limits.resident_bytes() + (0 if base is None else base.table_bytes)
+    return _Room(plan, allowed, reserved, peak if peak > peak_before else 0)
 
 
 def _scratch_bytes(

@@ -7,10 +7,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from astropy.io import fits
 from test_limits import Case, smallest_limit, write_set
 
+import sky
 from child import run, run_witnessed
+from zmrs.io.cards import InputRow, inputs_table
 
 pytestmark = [
     pytest.mark.memory,
@@ -62,3 +66,32 @@ def test_the_smallest_limit(mosaic: Path) -> None:
     refused = update(mosaic, "--memory", "50MiB").outcome
     limit = smallest_limit(refused)
     update(mosaic, "--memory", f"{limit}MiB").assert_kept("the smallest limit", limit)
+
+
+def test_a_long_table(work: Path) -> None:
+    """A mosaic of very many frames: what they take in its table is foretold."""
+    folder = work / "long"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    wcs = sky.frame_wcs((300, 300))
+    frames = [
+        sky.write_image(folder / f"{k}.fits", rng.normal(100, 1, (300, 300)).astype("f4"), wcs)
+        for k in range(2)
+    ]
+    out = folder / "mosaic.fits"
+    assert run("mosaic", frames[0], "-o", out).status == 0
+    names = [
+        f"/archive/of/an/observatory/that/has/seen/much/{k:06}_light.fits" for k in range(40_000)
+    ]
+    with fits.open(out) as hdus:
+        table = inputs_table([InputRow.of(name, 1) for name in names], 1)
+        planes = [hdu.copy() for hdu in hdus[:2]]
+        fits.HDUList([*planes, table]).writeto(out, overwrite=True)
+    words = ("update", out, frames[1], "-o", folder / "out.fits", "--memory")
+    case = Case(run_witnessed(work / "report.json", *words, "400MiB"))
+    case.assert_kept("a frame to 40,000", 400)
+    refused = run(*words, "50MiB", "--overwrite")
+    limit = smallest_limit(refused)
+    case = Case(run_witnessed(work / "report.json", *words, f"{limit}MiB", "--overwrite"))
+    case.assert_kept("a frame to 40,000, the smallest limit", limit)
+    assert fits.getdata(folder / "out.fits", "INPUTS").shape == (40_001,)
