@@ -11,16 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zmrs import errors, plan
-    from zmrs.api import mosaic
+    from zmrs.api import mosaic, update
     from zmrs.pipeline import Result
     from zmrs.plan import Plan
 
 __version__ = "0.1.0"
 
-__all__ = ["Plan", "Result", "__version__", "errors", "mosaic", "plan"]
+__all__ = ["Plan", "Result", "__version__", "errors", "mosaic", "plan", "update"]
 
 # Importing the package costs nothing; each name brings its module when it is first used.
-_HOMES = {"Plan": "zmrs.plan", "Result": "zmrs.pipeline", "mosaic": "zmrs.api"}
+_HOMES = {
+    "Plan": "zmrs.plan",
+    "Result": "zmrs.pipeline",
+    "mosaic": "zmrs.api",
+    "update": "zmrs.api",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The Python interface: one function."""
+"""The Python interface: a function for a new mosaic, one for more frames in it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from zmrs import limits
 from zmrs.config import COMBINES, GPUS, KERNELS, MATCHES, Options, parse, with_preset
 from zmrs.errors import UsageError
+from zmrs.finished import read_finished
 from zmrs.memory import parse_memory
 from zmrs.pipeline import Result, make_mosaic
 from zmrs.plan import Plan
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from zmrs.events import Event
 
-__all__ = ["mosaic"]
+__all__ = ["mosaic", "update"]
 
 _MOST_THREADS = 1 << 31
 
@@ -124,14 +125,12 @@ def mosaic(
     zmrs.errors.ZmrsError
         One of its subclasses, with one sentence; nothing is left behind.
     """
-    for name, value, known in (
+    _check_choices(
         ("kernel", kernel, KERNELS),
         ("combine", combine, (None, *COMBINES)),
         ("match", match, MATCHES),
         ("gpu", gpu, GPUS),
-    ):
-        if value not in known:
-            raise UsageError(f"{name}: '{value}' is not one of {', '.join(filter(None, known))}.")
+    )
     if isinstance(inputs, str | Path):
         inputs = [inputs]
     threads = _threads(threads)
@@ -165,6 +164,89 @@ def mosaic(
         held_bytes=limits.resident_bytes(),
         listener=progress,
     )
+
+
+def update(
+    path: str | Path,
+    inputs: Iterable[Any],
+    output: str | Path | None = None,
+    *,
+    memory: int | str | None = None,
+    threads: int | None = None,
+    kernel: str | None = None,
+    match: str | None = None,
+    weights: Iterable[Any] | str | None = None,
+    plan: Any = None,
+    gpu: str = "auto",
+    overwrite: bool = False,
+    progress: Callable[[Event], object] | None = None,
+    **options: Any,
+) -> Result:
+    """Add images to a finished mean mosaic, without the old ones.
+
+    Parameters
+    ----------
+    path
+        FITS file of the mosaic; it keeps its grid and its level.
+    inputs
+        As for `mosaic`; files that are in the mosaic already are left out.
+    output
+        FITS file to make; None replaces `path`, once the new one is complete.
+    kernel, match
+        As for `mosaic`; None is as the mosaic was made, and so it is for ``weight_by``,
+        ``border_mask``, ``feather``, ``weights``, ``weight_type`` and ``zero_is_blank``.
+    memory, threads, weights, plan, gpu, overwrite, progress
+        As for `mosaic`.
+    **options
+        The other fields of `zmrs.config.Options` that a finished mosaic leaves open.
+
+    Returns
+    -------
+    Result
+        As of `mosaic`; ``inputs`` are those of the whole mosaic, the old ones first.
+
+    Raises
+    ------
+    zmrs.errors.ZmrsError
+        One of its subclasses, with one sentence; the mosaic is as it was.
+    """
+    held_bytes = limits.resident_bytes()
+    _check_choices(
+        ("kernel", kernel, (None, *KERNELS)), ("match", match, (None, *MATCHES)), ("gpu", gpu, GPUS)
+    )
+    if isinstance(inputs, str | Path):
+        inputs = [inputs]
+    _check_options(options, None)
+    if isinstance(weights, str):
+        options["weights"], weights = weights, None
+    plan = _plan(plan)
+    base = read_finished(Path(path))
+    given = {
+        "memory": parse_memory(memory),
+        "threads": _threads(threads),
+        "kernel": kernel,
+        "match": match,
+        "gpu": gpu,
+        "overwrite": overwrite,
+    }
+    chosen = {name: value for name, value in given.items() if value is not None} | options
+    return make_mosaic(
+        inputs,
+        base.target(None if output is None else Path(output)),
+        with_preset(base.defaults | chosen),
+        weights=None if weights is None else list(weights),
+        plan=plan,
+        held_bytes=held_bytes,
+        listener=progress,
+        base=base,
+    )
+
+
+def _check_choices(*choices: tuple[str, Any, tuple[str | None, ...]]) -> None:
+    """Refuse values that are none of those known: name, value and these."""
+    for name, value, known in choices:
+        if value not in known:
+            raise UsageError(f"{name}: '{value}' is not one of {', '.join(filter(None, known))}.")
 
 
 def _plan(source: Any) -> Plan | None:

@@ -26,12 +26,15 @@ __all__ = [
     "MATCHES",
     "MODES",
     "MOST_SIGMA_PX",
+    "OPTION_CARDS",
     "PRESETS",
     "PROGRESS",
+    "SETTLED",
     "Options",
     "are_gains",
     "dump_toml",
     "resolve",
+    "unsettled",
     "with_preset",
 ]
 
@@ -68,6 +71,34 @@ PRESETS: dict[str, dict[str, Any]] = {
     "zemosaic": {"two_pass": True, "weight_by": "n_frames", "sds_min_coverage_keep": 0.4},
 }
 """Named sets of defaults; `science` is those of the table."""
+SETTLED = (
+    "mode",
+    "combine",
+    "kappa",
+    "winsor",
+    "reject_together",
+    "variance",
+    "two_pass",
+    "two_pass_sigma",
+    "two_pass_gain_clip",
+    "batch",
+    "sds_min_batch",
+    "sds_target_batch",
+    "sds_coverage",
+    "sds_combine",
+    "sds_min_coverage_keep",
+    "autocrop",
+    "preset",
+    "wcs",
+    "scale",
+    "center",
+    "size",
+    "projection",
+    "frame",
+    "rotate",
+    "max_output_pixels",
+)
+"""Options of which a finished mosaic leaves no choice to those that update it."""
 MOST_SIGMA_PX = 16384
 """The widest blur that the engine can make."""
 
@@ -84,6 +115,7 @@ class Options:
     is how its text is read: ``flag``, ``count``, ``whole`` (from 0), ``number``, ``size`` (of
     memory, perhaps in parts), ``bytes``, ``choice``, ``pair``
     (two numbers RA,DEC), ``span`` (one or two, LO[,HI]), ``shape`` (WxH), ``path`` or ``text``.
+    A ``card`` is where the header of a mosaic tells the option: its updates take it over.
     """
 
     memory: int | float | None = _option(
@@ -117,8 +149,15 @@ class Options:
         " are",
         kind="choice",
         choices=DEBAYERS,
+        card=("ZMDEBAY", "how raw colour frames got their colours"),
     )
-    kernel: str = _option("bilinear", "How inputs are sampled", kind="choice", choices=KERNELS)
+    kernel: str = _option(
+        "bilinear",
+        "How inputs are sampled",
+        kind="choice",
+        choices=KERNELS,
+        card=("ZMKERN", "interpolation kernel"),
+    )
     mode: str = _option(
         "normal",
         "How inputs are combined: all at once, or (sds, for subs by the thousand) in batches first,"
@@ -157,6 +196,7 @@ class Options:
         " enough structure",
         kind="choice",
         choices=MATCHES,
+        card=("ZMMATCH", "photometric matching"),
     )
     match_gain_limits: tuple[float, float] = _option(
         (0.5, 2.0),
@@ -236,30 +276,35 @@ class Options:
         "Weight of every pixel: an extension, by name or number, or a file whose name follows from"
         " the input's; none is no weights [default: the extension ALPHA where there is one]",
         metavar="EXT|s/OLD/NEW/",
+        card=("ZMWMAP", "where inputs have the weights of their pixels"),
     )
     weight_type: str = _option(
         "weight",
         "What the values of --weights mean; in a mask non-zero is bad",
         kind="choice",
         choices=KINDS,
+        card=("ZMWTYPE", "what these weights mean"),
     )
     weight_by: str = _option(
         "none",
         "What weighs whole inputs: stacked frames, exposure time, or inverse variance as measured",
         kind="choice",
         choices=WEIGHERS,
+        card=("ZMWEIGHT", "what weighs the inputs as a whole"),
     )
     border_mask: float = _option(
         0.0,
         "Leave out so much of every input at each of its edges, in percent of its height and width",
         kind="number",
         metavar="PERCENT",
+        card=("ZMBORDER", "[%] of inputs left out at each edge"),
     )
     feather: float = _option(
         0.0,
         "Let weights rise from 0 at the edges of an input to 1 so many of its pixels inside",
         kind="number",
         metavar="PX",
+        card=("ZMFEATH", "[pix] ramp of weights at edges of inputs"),
     )
     zero_is_blank: str = _option(
         "auto",
@@ -267,6 +312,7 @@ class Options:
         " and lie together",
         kind="choice",
         choices=ZEROS,
+        card=("ZMZERO", "whether zeros of inputs are invalid"),
     )
     solver: str = _option(
         "none",
@@ -444,6 +490,12 @@ class Options:
         object.__setattr__(self, "match_sky", sky)
 
 
+OPTION_CARDS: dict[str, tuple[str, str]] = {
+    option.name: option.metadata["card"] for option in fields(Options) if "card" in option.metadata
+}
+"""Keyword and comment of the cards that tell options, by these."""
+
+
 def _numbers(given: Any) -> tuple[float, ...]:
     """One number or several, in whatever form a program gives them; nothing for anything else."""
     try:
@@ -591,9 +643,14 @@ _WANTED = {
 
 
 def resolve(
-    flags: Mapping[str, Any], config_file: Path | None, environ: Mapping[str, str] | None = None
+    flags: Mapping[str, Any],
+    config_file: Path | None,
+    environ: Mapping[str, str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Options:
     """Options from flags (parsed, None = not given), environment and TOML file.
+
+    `defaults` go before those of the table.
 
     Raises
     ------
@@ -601,7 +658,7 @@ def resolve(
         For an unknown key of the file or a value that cannot be read.
     """
     environ = os.environ if environ is None else environ
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = dict(defaults or {})
     by_name = {option.name: option for option in fields(Options)}
     for key, value in _load(config_file).items():
         option = by_name.get(key.replace("-", "_"))
@@ -616,6 +673,24 @@ def resolve(
         if flags.get(name) is not None:
             values[name] = flags[name]
     return with_preset(values)
+
+
+def unsettled(options: Options) -> None:
+    """Refuse options of which a finished mosaic leaves no choice.
+
+    Raises
+    ------
+    UsageError
+        The first that has another value than its default.
+    """
+    plain = Options()
+    for name in SETTLED:
+        value = getattr(options, name)
+        if value != getattr(plain, name):
+            raise UsageError(
+                f"--{name.replace('_', '-')} {as_text(value)}: an update is a plain mean on the "
+                "grid of the mosaic, in one pass; drop this option, or make the mosaic anew."
+            )
 
 
 def with_preset(values: Mapping[str, Any]) -> Options:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     Points = tuple[Vector, Vector]
     Numbers = NDArray[np.intp]
 
-__all__ = ["MAX_COORD_ERROR_PX", "Geometry", "PixelMap", "footprint_box", "locate"]
+__all__ = ["MAX_COORD_ERROR_PX", "Geometry", "PixelMap", "footprint_box", "locate", "shifted_by"]
 
 MAX_COORD_ERROR_PX = 1e-4
 """Bound on the error of interpolated coordinates, in input pixels."""
@@ -58,6 +58,8 @@ _NEGLIGIBLE = 0.1
 _CLOSE_POINTS = 7
 _KINK_MARGIN = 0.75
 _ROUGH_MARGIN = 0.5
+
+_IDENTITY_SPACING_PX = 256
 
 _EDGE_STEP_PX = 64
 _EDGE_STEPS = 16
@@ -236,6 +238,20 @@ def locate(
     cells = grid.cells()
     touched = int((cells > 0).sum())
     return Geometry(grid, error_px, float((cells == 2).sum() / touched)) if touched else None
+
+
+def shifted_by(x0: int, y0: int, shape: tuple[int, int]) -> Geometry:
+    """Coordinates of a frame (H, W) on the output's own grid, its first pixel at (x0, y0) there.
+
+    All are whole numbers, at which every kernel gives the pixel itself, bit for bit.
+    """
+    step = _IDENTITY_SPACING_PX
+    down, across = (-(-size // step) for size in shape)
+    y, x = (step * np.arange(-1.0, count + 2) for count in (down, across))
+    nodes: Vector = np.stack(np.meshgrid(x, y), axis=-1)
+    height, width = shape
+    grid = _zmrs.CoordGrid((x0, y0), step, (across, down), (width, height), nodes)
+    return Geometry(grid, 0.0, 0.0)
 
 
 # ----------------------------------------------------------------------------------- the footprint

@@ -75,6 +75,7 @@ def identity_of(prepared: Prepared, options: Options) -> Callable[[], dict[str, 
             "inputs": {path: [*stamp, _header(path)] for path, stamp in stamps.items()},
             "solutions": solutions,
             "weights": weights,
+            "is_update": prepared.base is not None,
         }
 
     return identity

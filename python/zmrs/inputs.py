@@ -34,6 +34,7 @@ __all__ = [
     "Image",
     "Packed",
     "Weights",
+    "as_stored",
     "decompress",
     "file_bytes",
     "gather",
@@ -125,6 +126,14 @@ class Gathered:
         self.weights += [weight] * len(scan.results)
         self.remarks += scan.remarks
 
+    def drop(self, images: Sequence[Image]) -> None:
+        """Forget these images."""
+        gone = {id(image) for image in images}
+        both = zip(self.results, self.weights, strict=True)
+        kept = [(result, weight) for result, weight in both if id(result) not in gone]
+        self.results = [result for result, _ in kept]
+        self.weights = [weight for _, weight in kept]
+
     @property
     def images(self) -> list[Image]:
         """The usable ones."""
@@ -154,13 +163,12 @@ def gather(
     hdu: str | int | None,
     recursive: bool,
     rule: WeightRule,
-    debayers: bool = True,
     weights: Sequence[Any] | None = None,
 ) -> Gathered:
     """Images from paths, HDUs, ``(array, wcs)`` pairs and ``NDData``, in the order given.
 
-    `rule` says where files have their weights; raw colour frames are read as three channels if
-    `debayers`.  `weights` belong to the inputs as given; all images of a folder or glob share one.
+    `rule` says where files have their weights.  `weights` belong to the inputs as given; all images
+    of a folder or glob share one.
     """
     number = int(str(hdu)) if re.fullmatch("[0-9]+", str(hdu)) else hdu
     if weights is not None and len(weights) != len(given):
@@ -186,16 +194,14 @@ def gather(
             found.weights.append(weight)
     if paths:
         found.take(scan_inputs(paths, number, recursive, rule), shared)
-    if not debayers:
-        found.images = [_as_stored(image) for image in found.images]
     return found
 
 
-def _as_stored(image: Image) -> Image:
-    """An image whose colours are not taken apart."""
-    if isinstance(image, ArrayImage) or image.storage.bayer is None:
-        return image
-    return replace(image, storage=replace(image.storage, bayer=None))
+def as_stored(result: Image | LeftOut) -> Image | LeftOut:
+    """The same, without taking the colours of a raw frame apart."""
+    if not isinstance(result, InputImage) or result.storage.bayer is None:
+        return result
+    return replace(result, storage=replace(result.storage, bayer=None))
 
 
 def _from_object(item: Any, name: str) -> ArrayImage:

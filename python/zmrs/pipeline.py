@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zmrs import inputs, photometry, sds, survey
+from zmrs import photometry, sds, survey
 from zmrs.errors import InputError
 from zmrs.events import Stage
 from zmrs.identity import identity_of
@@ -31,8 +31,17 @@ from zmrs.prepare import (
     prepare,
     stack_job,
 )
-from zmrs.result import Result, Run, figures_of, header_of, images_of, log_result, rows_of
-from zmrs.scan import LeftOut
+from zmrs.result import (
+    Result,
+    Run,
+    all_rows,
+    figures_of,
+    header_of,
+    images_of,
+    log_result,
+    rows_of,
+)
+from zmrs.scan import InputImage, LeftOut
 from zmrs.weights import weighed
 
 if TYPE_CHECKING:
@@ -40,6 +49,7 @@ if TYPE_CHECKING:
 
     from zmrs.config import Options
     from zmrs.events import Event
+    from zmrs.finished import Finished
     from zmrs.plan import Plan
 
     Listener = Callable[[Event], object] | None
@@ -59,17 +69,21 @@ def make_mosaic(
     plan: Plan | None = None,
     held_bytes: int = 0,
     listener: Listener = None,
+    base: Finished | None = None,
 ) -> Result:
-    """Make the mosaic of the inputs, in the file `path` or in memory.
+    """Make the mosaic of the inputs, in the file `path` or in memory; or add them to a mosaic.
 
     Parameters and errors are those of `prepare`; besides, `zmrs.errors.OutputError` when the
-    file cannot be written.  Whatever goes wrong, nothing is left behind, but what a later run of
+    file cannot be written.  The file of `base` may be `path`; it is replaced when the new one is
+    complete.  Whatever goes wrong, nothing is left behind, but what a later run of
     the same job can go on with.
     """
     given = list(given)
+    is_replaced = options.overwrite
     if path is not None:
+        is_replaced = is_replaced or (base is not None and base.is_at(path))
         names = [str(item) for item in given if isinstance(item, str | Path)]
-        output.check_output(path, names, overwrite=options.overwrite)
+        output.check_output(path, names, overwrite=is_replaced)
     began = time.perf_counter()
     parent = Path(options.scratch) if options.scratch else (path.parent if path else None)
     with (
@@ -81,6 +95,9 @@ def make_mosaic(
         ) as journal,
         scratch_folder(parent) as folder,
     ):
+        if base is not None:
+            # Only now no other run can change it.
+            base.check(options)
         scratch = folder if path is None else journal.scratch
         prepared = prepare(
             given,
@@ -92,10 +109,11 @@ def make_mosaic(
             in_memory=path is None,
             scratch=scratch,
             listener=listener,
+            base=base,
         )
         if path is not None:
             # A directory may have held the output's old version; a list may have named it.
-            output.check_output(path, _files(prepared), overwrite=options.overwrite)
+            output.check_output(path, _files(prepared), overwrite=is_replaced)
         if prepared.scratch_bytes:
             size = prepared.layout.write_bytes
             output.check_scratch(
@@ -118,7 +136,12 @@ def make_mosaic(
 
 
 def _files(prepared: Prepared) -> list[str]:
-    return [p.image.name for p in prepared.placed if not isinstance(p.image, inputs.ArrayImage)]
+    return [one.image.name for one in _new(prepared.placed) if isinstance(one.image, InputImage)]
+
+
+def _new(placed: Sequence[Placed]) -> list[Placed]:
+    """Inputs that are not the mosaic to which the others are added."""
+    return [one for one in placed if not one.is_base]
 
 
 def _decompressed(prepared: Prepared, options: Options, listener: Listener) -> Prepared:
@@ -139,9 +162,15 @@ def _decompressed(prepared: Prepared, options: Options, listener: Listener) -> P
     if not damaged:
         return prepared
     rest = [p for p in prepared.placed if p.image.name not in damaged]
-    leave_out(list(damaged.values()), len(rest), options)
+    leave_out(list(damaged.values()), len(_new(rest)), options)
     left_out = [LeftOut(name, reason) for name, reason in damaged.items()]
-    return _with(prepared, weighed(rest, options.weight_by), left_out, options)
+    rest, unit = weighed(rest, options.weight_by, unit=_fixed_unit(prepared))
+    return _with(prepared, rest, left_out, options, weight_unit=unit)
+
+
+def _fixed_unit(prepared: Prepared) -> float | None:
+    """What weighs 1, where a mosaic that is updated has settled it."""
+    return None if prepared.base is None else prepared.base.weight_unit
 
 
 def _with(
@@ -165,16 +194,17 @@ def _surveyed(prepared: Prepared, options: Options, listener: Listener) -> Prepa
     """The job without dead inputs, with what a look at the others tells."""
     if not survey.questions(prepared.placed, options):
         return prepared
-    found = survey.survey(prepared.job, prepared.placed, prepared.plan, options, listener)
+    unit = _fixed_unit(prepared)
+    found = survey.survey(prepared.job, prepared.placed, prepared.plan, options, listener, unit)
     prepared.seconds["survey"] = found.seconds
-    leave_out([left.reason for left in found.left_out], len(found.placed), options)
+    leave_out([left.reason for left in found.left_out], len(_new(found.placed)), options)
     return _with(
         prepared,
         found.placed,
         found.left_out,
         options,
         survey_bytes=found.read_bytes,
-        inverse_variance=found.inverse_variance,
+        weight_unit=found.weight_unit,
     )
 
 
@@ -209,10 +239,11 @@ def _run(
         stats, arrays = passes.into_arrays()
         run = Run(stats, matching, passes.second, made)
         rows = _checked_rows(prepared, run, options)
+        everyone = all_rows(prepared, rows)
     else:
         arrays = None
-        everyone = [cards.InputRow.of(p.image.name, prepared.channels) for p in prepared.placed]
-        header = header_of(prepared, everyone, options)
+        rows = [cards.InputRow.of(p.image.name, prepared.channels) for p in prepared.placed]
+        header = header_of(prepared, rows, options)
         images = images_of(stack, header)
         temporary, goes_on = journal.part()
         with output.MosaicFile(
@@ -223,8 +254,10 @@ def _run(
             run = Run(stats, matching, passes.second, made)
             rows = _checked_rows(prepared, run, options)
             header = header_of(prepared, rows, options, passes.second)
-            file.commit(header, [cards.inputs_table(rows, prepared.channels)])
-    return Result(path, prepared.grid.wcs, prepared.plan, rows, figures_of(prepared, run), arrays)
+            everyone = all_rows(prepared, rows)
+            file.commit(header, [cards.inputs_table(everyone, prepared.channels)])
+    figures = figures_of(prepared, run)
+    return Result(path, prepared.grid.wcs, prepared.plan, everyone, figures, arrays)
 
 
 def _stacked(
@@ -243,7 +276,7 @@ def _stacked(
     prepared.seconds["batches"] = made.seconds
     if not are_matched(sds.stack_options(options), tiles):
         return made, None
-    levels = photometry.match(made.stack, listener, with_gains=False)
+    levels = photometry.match(made.stack, options, listener, with_gains=False)
     prepared.seconds["levels"] = levels.seconds
     # The subs agree already: only what the gains of the second pass upset is to be mended.
     return made, replace(levels, is_relative=True)
@@ -255,9 +288,9 @@ def _matched(
     """The job with the gains and offsets of its inputs, if they are to be matched."""
     if not are_matched(options, prepared.placed):
         return prepared, None
-    matching = photometry.match(prepared, listener, with_gains=options.match == "gain")
+    matching = photometry.match(prepared, options, listener, with_gains=options.match == "gain")
     prepared.seconds["match"] = matching.seconds
-    job = prepared.job.with_photometry(matching.gains, matching.solution.offsets)
+    job = prepared.job.with_photometry(matching.gains, matching.offsets)
     if not options.two_pass:
         # The pass will need the memory.
         matching = replace(matching, samples=None)
@@ -265,8 +298,12 @@ def _matched(
 
 
 def _checked_rows(prepared: Prepared, run: Run, options: Options) -> list[cards.InputRow]:
-    """What became of every input, once it is known that there is a mosaic at all."""
+    """What became of every input, once it is known that there is a mosaic at all.
+
+    Rows stand in the order of the inputs, that of a mosaic that is updated too.
+    """
     rows = rows_of(prepared, run)
-    empty = [row.reason for row in rows[: len(prepared.placed)] if row.reason]
-    leave_out(empty, len(prepared.placed) - len(empty), options)
+    new = [row for row, one in zip(rows, prepared.placed, strict=False) if not one.is_base]
+    empty = [row.reason for row in new if row.reason]
+    leave_out(empty, len(new) - len(empty), options)
     return rows

@@ -63,6 +63,9 @@ class Placed:
         looked for, or where `has_variances`.
     unpacked_at, map_unpacked_at
         Scratch files into which its pixels and weights are decompressed, if they are.
+    is_base
+        Whether it is the finished mosaic that is updated: its pixels weigh by its coverage, and its
+        level stays.
     """
 
     image: inputs.Image
@@ -80,6 +83,7 @@ class Placed:
     noise: tuple[float, ...] | None = None
     unpacked_at: Path | None = None
     map_unpacked_at: Path | None = None
+    is_base: bool = False
 
     @property
     def has_variances(self) -> bool:
@@ -157,8 +161,8 @@ def place(
             ) from error
         if geometry is None:
             reason = (
-                f"{image.name}: it does not touch the output grid; leave it out, or check --wcs, "
-                "--center and --size."
+                f"{image.name}: it does not touch the output grid; leave it out, or make a mosaic "
+                "whose grid holds it."
             )
             left_out.append(LeftOut(image.name, reason))
         else:

@@ -6,7 +6,7 @@ It is all that ``zmrs plan`` needs; `zmrs.pipeline` does the rest.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
     from zmrs.config import Options
     from zmrs.events import Event
+    from zmrs.finished import Finished
     from zmrs.probe import Capabilities
+    from zmrs.solving import Solver
 
     Listener = Callable[[Event], object] | None
 
@@ -57,6 +59,8 @@ class Prepared:
         The inputs in job order.
     left_out
         The others, with reasons.
+    base
+        The finished mosaic to which inputs are added, the first of them; None for a new one.
     job
         What the engine will compute of the inputs.
     batches
@@ -68,7 +72,7 @@ class Prepared:
     allowed
         Where the memory limit comes from.
     reserved_bytes
-        What the process holds before the pass.
+        What the process holds before the pass, and what the table of an updated mosaic will take.
     n_passes
         How often the inputs are combined.
     matching_bytes
@@ -77,8 +81,8 @@ class Prepared:
         Of compressed input files, which are read whole before the pass.
     survey_bytes
         Of the inputs that are read to know what they are: zeros, dead frames, noise.
-    inverse_variance
-        Median of those that weigh the inputs; None unless they do.
+    weight_unit
+        What weighs 1, as `zmrs.weights.weighed` says.
     scratch_bytes
         What lies in scratch files.
     seconds
@@ -91,6 +95,7 @@ class Prepared:
     channels: int
     placed: list[Placed]
     left_out: list[LeftOut]
+    base: Finished | None
     job: _zmrs.Job
     batches: list[sds.Batch]
     batch_layouts: dict[int, _zmrs.Layout]
@@ -101,7 +106,7 @@ class Prepared:
     matching_bytes: int
     compressed_bytes: int
     survey_bytes: int
-    inverse_variance: float | None
+    weight_unit: float | None
     scratch_bytes: int
     seconds: dict[str, float]
     forecast_s: float
@@ -136,6 +141,7 @@ def prepare(
     in_memory: bool = False,
     scratch: Callable[[str], Path] | None = None,
     listener: Listener = None,
+    base: Finished | None = None,
 ) -> Prepared:
     """Everything up to the first pixel: scan, grid, geometry, plan.
 
@@ -159,6 +165,8 @@ def prepare(
         Gives the path of a scratch file from its name; None makes the job fail where one is needed.
     listener
         Receives `zmrs.events.Event` objects.
+    base
+        A finished mosaic to which the inputs are added; its grid is the output's.
 
     Raises
     ------
@@ -181,38 +189,17 @@ def prepare(
     if options.scratch is not None and not Path(options.scratch).is_dir():
         raise UsageError(f"--scratch {options.scratch}: there is no such folder; make it first.")
     clock = Clock(seconds)
-    given = list(given)
-    rule = weight_rule(options.weights, options.weight_type)
-    if options.weight_type != "weight" and rule.is_optional and not weights:
-        raise UsageError(
-            f"--weight-type {options.weight_type}: there are no weights; name them with --weights."
-        )
-    gathered = inputs.gather(
-        given,
-        hdu=options.hdu,
-        recursive=options.recursive,
-        rule=rule,
-        debayers=options.debayer != "none",
-        weights=weights,
-    )
-    clock.lap("scan")
-    if solver is not None:
-        gathered.results = solve_frames(
-            gathered.results,
-            solver,
-            rule=rule,
-            limit_s=options.solver_timeout,
-            scratch=options.scratch,
-            listener=listener,
-        )
-        clock.lap("solve")
+    gathered = _gathered(list(given), options, weights, solver, clock, listener)
     images = _usable(gathered, options)
-    channels = inputs.check_channels(images)
-    _warn_of_mixtures(images)
+    if base is not None:
+        images = _unknown(gathered, base, options)
+    together = [*images] if base is None else [base.image, *images]
+    channels = inputs.check_channels(together)
+    _warn_of_mixtures(images, base)
 
-    chosen = _choose_grid(images, options, grid)
+    chosen = _choose_grid(images, options, grid) if base is None else base.grid
     log.info("grid %s", chosen.description())
-    _warn_of_emptiness(chosen, images)
+    _warn_of_emptiness(chosen, together)
     clock.lap("grid")
 
     spare = allowed.bytes - limits.resident_bytes()
@@ -220,13 +207,17 @@ def prepare(
         images, gathered.image_weights, chosen, options, scratch or no_scratch, spare, listener
     )
     leave_out([left.reason for left in off_grid], len(placed), options)
-    placed = weighed(placed, options.weight_by)
+    placed, weight_unit = weighed(
+        placed, options.weight_by, unit=None if base is None else base.weight_unit
+    )
     warn_of_unknown(placed, options.weight_by)
+    if base is not None:
+        placed = [base.placed(), *placed]
     clock.lap("geometry")
 
     threshold = (plan or Plan()).two_pass_coverage_threshold
     job = job_of(channels, chosen, placed, options, threshold)
-    room = _room(chosen, placed, options, caps, allowed, plan, peak_before)
+    room = _room(chosen, placed, options, caps, allowed, plan, peak_before, base)
     batches, last, last_options = [], job, options
     if options.has_batches:
         batches = sds.plan_batches(job, placed, chosen, options)
@@ -244,6 +235,7 @@ def prepare(
         channels=channels,
         placed=placed,
         left_out=gathered.left_out + off_grid,
+        base=base,
         job=job,
         batches=batches,
         batch_layouts=batch_layouts,
@@ -257,7 +249,7 @@ def prepare(
             inputs.file_bytes(packed.storage) for one in placed for packed in one.packed()
         ),
         survey_bytes=survey_bytes,
-        inverse_variance=None,
+        weight_unit=weight_unit,
         scratch_bytes=scratch_bytes,
         seconds=seconds,
         forecast_s=sum(seconds.values())
@@ -272,6 +264,39 @@ def prepare(
             variance=options.variance,
         ),
     )
+
+
+def _gathered(
+    given: Sequence[Any],
+    options: Options,
+    weights: Sequence[Any] | None,
+    solver: Solver | None,
+    clock: Clock,
+    listener: Listener,
+) -> inputs.Gathered:
+    """What was given, as images with what weighs them; `solver` looks for a missing WCS."""
+    rule = weight_rule(options.weights, options.weight_type)
+    if options.weight_type != "weight" and rule.is_optional and not weights:
+        raise UsageError(
+            f"--weight-type {options.weight_type}: there are no weights; name them with --weights."
+        )
+    gathered = inputs.gather(
+        given, hdu=options.hdu, recursive=options.recursive, rule=rule, weights=weights
+    )
+    clock.lap("scan")
+    if solver is not None:
+        gathered.results = solve_frames(
+            gathered.results,
+            solver,
+            rule=rule,
+            limit_s=options.solver_timeout,
+            scratch=options.scratch,
+            listener=listener,
+        )
+        clock.lap("solve")
+    if options.debayer == "none":
+        gathered.results = [inputs.as_stored(result) for result in gathered.results]
+    return gathered
 
 
 @dataclass(frozen=True)
@@ -320,6 +345,7 @@ def _room(
     allowed: Allowance,
     given: Plan | None,
     peak_before: int,
+    base: Finished | None,
 ) -> _Room:
     # What was mapped meanwhile is lost to an address-space limit.
     allowed = allowed.within(limits.memory_limits())
@@ -329,7 +355,8 @@ def _room(
     else:
         plan, allowed = given_plan(given, options, caps, allowed, **gpu)
     peak = limits.peak_resident_bytes()
-    return _Room(plan, allowed, limits.resident_bytes(), peak if peak > peak_before else 0)
+    reserved = limits.resident_bytes() + (0 if base is None else base.table_bytes)
+    return _Room(plan, allowed, reserved, peak if peak > peak_before else 0)
 
 
 def _scratch_bytes(
@@ -386,6 +413,16 @@ def _usable(gathered: inputs.Gathered, options: Options) -> list[inputs.Image]:
     return gathered.images
 
 
+def _unknown(gathered: inputs.Gathered, base: Finished, options: Options) -> list[inputs.Image]:
+    """The images that are not in a mosaic yet; the others get no second row in its table."""
+    images = gathered.images
+    found = [images[number] for number in base.known_among(images)]
+    if found:
+        gathered.drop(found)
+        leave_out([base.already(found)], len(gathered.images), options)
+    return gathered.images
+
+
 def leave_out(reasons: Sequence[str], n_usable: int, options: Options) -> None:
     """Warn of the inputs that are left out, or stop: when strict, or when no other is left."""
     if reasons and (options.strict or (n_usable == 0 and len(reasons) == 1)):
@@ -398,10 +435,14 @@ def leave_out(reasons: Sequence[str], n_usable: int, options: Options) -> None:
         )
 
 
-def _warn_of_mixtures(images: Sequence[inputs.Image]) -> None:
+def _warn_of_mixtures(images: Sequence[inputs.Image], base: Finished | None) -> None:
     """Mixed filters and exposures are allowed, but seldom meant."""
+    metas = [image.meta for image in images]
+    if base is not None:
+        # Its exposure time is a sum.
+        metas.append(replace(base.image.meta, exptime=None))
     for attribute, words in (("filter", "filters"), ("exptime", "exposure times")):
-        values = {getattr(image.meta, attribute) for image in images} - {None}
+        values = {getattr(meta, attribute) for meta in metas} - {None}
         if len(values) > 1:
             shown = ", ".join(str(value) for value in sorted(values)[:4])
             log.warning(
@@ -473,6 +514,7 @@ def job_of(
 ) -> _zmrs.Job:
     """Everything that determines the pixels, as the engine takes it."""
     each = [one.for_engine() for one in placed]
+    is_update = any(one.is_base for one in placed)
     rules = (options.two_pass_sigma, *post_stack.clip_of(options), threshold)
     return _zmrs.Job(
         (channels, *grid.shape),
@@ -482,7 +524,7 @@ def job_of(
         kappa=options.kappa,
         winsor=options.winsor,
         together=options.reject_together,
-        **photometry.rules(options, matches=are_matched(options, placed)),
+        **photometry.rules(options, matches=are_matched(options, placed), is_update=is_update),
         two_pass=rules if options.two_pass else None,
         variance=options.variance,
     )

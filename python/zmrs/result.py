@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from zmrs import limits
+from zmrs.config import OPTION_CARDS
+from zmrs.finished import UNIT_CARDS
 from zmrs.io import cards
 from zmrs.io.output import Image
 from zmrs.plan import describe
@@ -32,9 +34,20 @@ if TYPE_CHECKING:
 
 _Number = TypeVar("_Number", bound=np.generic)
 
-__all__ = ["Result", "Run", "figures_of", "header_of", "images_of", "log_result", "rows_of"]
+__all__ = [
+    "Result",
+    "Run",
+    "all_rows",
+    "figures_of",
+    "header_of",
+    "images_of",
+    "log_result",
+    "rows_of",
+]
 
 log = logging.getLogger("zmrs")
+
+_ALWAYS_TOLD = ("kernel", "match", "weight_by")
 
 
 @dataclass(frozen=True)
@@ -170,7 +183,7 @@ def rows_of(prepared: Prepared, run: Run) -> list[cards.InputRow]:
         row.two_pass_gain = gain
         if run.matching is not None:
             row.gain = run.matching.gains[place]
-            row.offset = run.matching.solution.offsets[place]
+            row.offset = run.matching.offsets[place]
         if offsets is not None and run.made is None:
             # Those that the pixels were made with.
             row.offset = offsets
@@ -180,6 +193,14 @@ def rows_of(prepared: Prepared, run: Run) -> list[cards.InputRow]:
     return rows + [
         cards.InputRow.of(left.name, prepared.channels, left.reason) for left in prepared.left_out
     ]
+
+
+def all_rows(prepared: Prepared, rows: Sequence[cards.InputRow]) -> list[cards.InputRow]:
+    """Rows of everything that is in the mosaic, given those of the inputs of this run.
+
+    A mosaic that was updated has no row itself: those of its own inputs stand for it.
+    """
+    return list(rows) if prepared.base is None else prepared.base.rows_with(rows[1:])
 
 
 def images_of(prepared: Prepared, primary: Header) -> list[Image]:
@@ -221,9 +242,7 @@ def header_of(
         ("SOFTVERS", __version__, "its version"),
         ("COMBINET", options.combine, "how samples were combined"),
         *_batch_cards(prepared, options),
-        ("ZMKERN", options.kernel, "interpolation kernel"),
-        ("ZMMATCH", options.match, "photometric matching"),
-        ("ZMWEIGHT", options.weight_by, "what weighs the inputs as a whole"),
+        *_option_cards(options),
         ("ZMTWOP", bool(second and second.is_applied), "coverage renormalisation"),
         ("ZMFLUX", "SB", "values are surface brightness: no Jacobian"),
         ("ZMBACK", "cpu", "where the pixels were computed"),
@@ -231,18 +250,26 @@ def header_of(
         ("ZMMEM", round(prepared.allowed.bytes / mib, 2), "[MiB] memory that was allowed"),
         ("ZMPEAK", round(limits.peak_resident_bytes() / mib, 2), "[MiB] peak resident memory"),
     ]
-    if prepared.inverse_variance is not None:
-        unit = "inverse variance of noise that weighs 1"
-        software.append(("ZMIVAR", prepared.inverse_variance, unit))
     solved = sum(getattr(placed.image, "solution", None) is not None for placed in prepared.placed)
     if solved:
         software.append(("ZMSOLVED", solved, "inputs whose WCS a solver has found"))
-    if options.border_mask:
-        software.append(("ZMBORDER", options.border_mask, "[%] of inputs left out at each edge"))
-    if options.feather:
-        software.append(("ZMFEATH", options.feather, "[pix] ramp of weights at edges of inputs"))
-    grid = prepared.grid
-    return cards.primary_header(prepared.channels, grid.shape, grid.to_header(), metas, software)
+    if prepared.weight_unit is not None:
+        keyword, comment = UNIT_CARDS[options.weight_by]
+        software.append((keyword, prepared.weight_unit, comment))
+    grid, base = prepared.grid, prepared.base
+    n_before = None if base is None else base.n_combined
+    wcs = grid.to_header()
+    return cards.primary_header(prepared.channels, grid.shape, wcs, metas, software, n_before)
+
+
+def _option_cards(options: Options) -> list[tuple[str, Any, str]]:
+    """What an update takes over; options with their default only if they always stand there."""
+    plain = type(options)()
+    return [
+        (keyword, value, comment)
+        for name, (keyword, comment) in OPTION_CARDS.items()
+        if (value := getattr(options, name)) != getattr(plain, name) or name in _ALWAYS_TOLD
+    ]
 
 
 def _batch_cards(prepared: Prepared, options: Options) -> list[tuple[str, Any, str]]:

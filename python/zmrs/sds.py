@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from zmrs import _zmrs, forecast, inputs, limits
-from zmrs.coordinates import Geometry
+from zmrs.coordinates import shifted_by
 from zmrs.crop import outlines
 from zmrs.events import Stage
 from zmrs.io.storage import Storage
@@ -26,8 +26,6 @@ from zmrs.stretch import Totals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-
-    from numpy.typing import NDArray
 
     from zmrs.config import Options
     from zmrs.events import Event
@@ -56,8 +54,6 @@ _MOST_CELLS = 512
 
 _STACK_KAPPA = (3.0, 3.0)
 """How far mega-tiles may stray from each other, in standard deviations; subs have `kappa`."""
-
-_IDENTITY_SPACING = 256
 
 
 @dataclass(frozen=True)
@@ -245,21 +241,11 @@ def _mega_tile(batch: Batch, channels: int, grid: Grid, file: Path) -> Placed:
     (x0, _), (y0, _) = batch.columns, batch.rows
     return Placed(
         InputImage(name, image, grid.wcs, Meta()),
-        Geometry(_shifted_by(x0, y0, batch.shape), 0.0, 0.0),
+        shifted_by(x0, y0, batch.shape),
         inputs.stored_source(image),
         weight_map=inputs.stored_source(coverage),
         map_storage=coverage,
     )
-
-
-def _shifted_by(x0: int, y0: int, shape: tuple[int, int]) -> _zmrs.CoordGrid:
-    """Coordinates of a frame whose first pixel is pixel (x0, y0) of the output."""
-    step = _IDENTITY_SPACING
-    down, across = (-(-size // step) for size in shape)
-    y, x = (step * np.arange(-1.0, count + 2) for count in (down, across))
-    nodes: NDArray[np.float64] = np.stack(np.meshgrid(x, y), axis=-1)
-    height, width = shape
-    return _zmrs.CoordGrid((x0, y0), step, (across, down), (width, height), nodes)
 
 
 def scratch_bytes(batches: Sequence[Batch], channels: int) -> int:

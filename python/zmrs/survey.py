@@ -18,7 +18,7 @@ from zmrs.events import Stage
 from zmrs.inputs import ArrayImage
 from zmrs.io.names import and_others
 from zmrs.scan import LeftOut
-from zmrs.weights import noise_variances, noise_weights, warn_of_unknown, weighed
+from zmrs.weights import noise_variances, warn_of_unknown, weighed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,9 +51,8 @@ class Survey:
         Dead ones.
     read_bytes
         Bytes read from files.
-    inverse_variance
-        Median of those that weigh the inputs, in the inverse square of the pixels' unit; None
-        unless they do.
+    weight_unit
+        What weighs 1, as `zmrs.weights.weighed` says.
     seconds
         Time that it took.
     """
@@ -61,7 +60,7 @@ class Survey:
     placed: list[Placed]
     left_out: list[LeftOut]
     read_bytes: int
-    inverse_variance: float | None
+    weight_unit: float | None
     seconds: float
 
 
@@ -71,6 +70,8 @@ def questions(placed: Sequence[Placed], options: Options) -> list[Question]:
     for number, one in enumerate(placed):
         # Arrays of a caller mean what they say, and so do weights.
         is_file = not isinstance(one.image, ArrayImage)
+        if one.is_base:
+            continue
         zeros = options.zero_is_blank == "auto" and is_file and one.weight_map is None
         noise = options.weight_by == "ivar" or (options.variance and not one.has_variances)
         if zeros or noise or one.has_unknown_scale:
@@ -84,8 +85,9 @@ def survey(
     plan: Plan,
     options: Options,
     listener: Callable[[Event], object] | None,
+    unit: float | None = None,
 ) -> Survey:
-    """Look at the inputs of a job, and draw conclusions."""
+    """Look at the inputs of a job, and draw conclusions; `unit` is what weighs 1, if known."""
     asked = questions(placed, options)
     stage = Stage(listener, "survey", len(asked), "files")
     found, read_bytes = _zmrs.survey_inputs(job, plan, asked, progress=stage.advance)
@@ -103,11 +105,12 @@ def survey(
     warn_of_unknown(alive, options.weight_by if noise else "none", noise)
     if options.variance:
         alive = _with_noise(alive, noises)
+    alive, found_unit = weighed(alive, options.weight_by, noise, unit)
     return Survey(
-        weighed(alive, options.weight_by, noise),
+        alive,
         [LeftOut(placed[number].image.name, reason) for number, reason in dead.items()],
         read_bytes,
-        None if noise is None else noise_weights(noise)[1],
+        found_unit,
         stage.end(),
     )
 

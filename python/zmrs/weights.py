@@ -28,6 +28,7 @@ __all__ = [
     "border_margins",
     "exposure_weights",
     "frame_weights",
+    "median_of_known",
     "noise_variances",
     "noise_weights",
     "radial_map",
@@ -43,6 +44,7 @@ _CURVES = ("sqrt", "log", "softcap")
 def frame_weights(
     counts: ArrayLike,
     *,
+    unit: float | None = None,
     curve: str = "sqrt",
     strength: float = 1.0,
     clip: tuple[float, float] = (0.75, 1.35),
@@ -56,6 +58,8 @@ def frame_weights(
     ----------
     counts
         (N,) frames of each stack; what is not a number above 0 counts as the median.
+    unit
+        What stands in the place of the median.
     curve
         ``sqrt``, ``log`` or ``softcap``.
     strength
@@ -70,7 +74,7 @@ def frame_weights(
     """
     if curve not in _CURVES:
         raise UsageError(f"curve: '{curve}' is not one of {', '.join(_CURVES)}.")
-    n = _relative(counts)
+    n = _relative(counts, unit)
     if curve == "sqrt":
         f = np.sqrt(np.maximum(n, 1e-6))
     elif curve == "log":
@@ -81,23 +85,27 @@ def frame_weights(
     return np.minimum(np.maximum(weights, min(clip)), max(clip))
 
 
-def exposure_weights(exposures_s: ArrayLike) -> NDArray[np.float64]:
+def exposure_weights(exposures_s: ArrayLike, *, unit: float | None = None) -> NDArray[np.float64]:
     """Weights in proportion to exposure times: each over the median of all.
 
     Parameters
     ----------
     exposures_s
         (N,) seconds; what is not a number above 0 weighs 1.
+    unit
+        Seconds that stand in the place of the median.
 
     Returns
     -------
     ndarray
         (N,) float64.
     """
-    return _relative(exposures_s)
+    return _relative(exposures_s, unit)
 
 
-def noise_weights(noise: ArrayLike) -> tuple[NDArray[np.float64], float]:
+def noise_weights(
+    noise: ArrayLike, *, unit: float | None = None
+) -> tuple[NDArray[np.float64], float]:
     """Weights in inverse proportion to the variance of the noise.
 
     Parameters
@@ -105,17 +113,22 @@ def noise_weights(noise: ArrayLike) -> tuple[NDArray[np.float64], float]:
     noise
         (N,) or (N, C) standard deviations; the variances of channels are averaged.  What is not
         above 0 in any channel weighs 1.
+    unit
+        Inverse variance that stands in the place of the median.
 
     Returns
     -------
     tuple
-        (N,) float64: inverse variances over their median; and that median (NaN of nothing).
+        (N,) float64: inverse variances over their median; and that median (NaN of nothing), or the
+        given unit.
     """
     sigmas = np.asarray(noise, np.float64)
     variances = sigmas**2 if sigmas.ndim == 1 else (sigmas**2).mean(axis=1)
     known = np.isfinite(variances) & (variances > 0)
     inverse = np.divide(1.0, variances, out=np.full(variances.shape, np.nan), where=known)
-    return _relative(inverse), float(np.median(inverse[known])) if known.any() else math.nan
+    if unit is None:
+        unit = float(np.median(inverse[known])) if known.any() else math.nan
+    return _relative(inverse, unit), unit
 
 
 def noise_variances(noise: ArrayLike) -> NDArray[np.float64]:
@@ -141,13 +154,21 @@ def noise_variances(noise: ArrayLike) -> NDArray[np.float64]:
     return variances
 
 
-def _relative(values: ArrayLike) -> NDArray[np.float64]:
-    """Values over the median of those that are numbers above 0; 1 for the others."""
+def median_of_known(values: ArrayLike) -> float | None:
+    """The median of those values that are numbers above 0; None of none."""
+    numbers = np.asarray(values, np.float64)
+    known = numbers[np.isfinite(numbers) & (numbers > 0)]
+    return float(np.median(known)) if known.size else None
+
+
+def _relative(values: ArrayLike, unit: float | None = None) -> NDArray[np.float64]:
+    """Values over their median, or over `unit`; 1 for those that are not numbers above 0."""
     numbers = np.asarray(values, np.float64)
     known = np.isfinite(numbers) & (numbers > 0)
     result = np.ones(numbers.shape)
-    if known.any():
-        result[known] = numbers[known] / np.median(numbers[known])
+    unit = median_of_known(numbers) if unit is None else unit
+    if unit is not None:
+        result[known] = numbers[known] / unit
     return result
 
 
@@ -210,8 +231,11 @@ def border_margins(shape: tuple[int, int], percent: float) -> tuple[int, int]:
 
 
 def weighed(
-    placed: Sequence[Placed], weight_by: str, noise: Sequence[Sequence[float]] | None = None
-) -> list[Placed]:
+    placed: Sequence[Placed],
+    weight_by: str,
+    noise: Sequence[Sequence[float]] | None = None,
+    unit: float | None = None,
+) -> tuple[list[Placed], float | None]:
     """Inputs with the weights that `weight_by` gives them, times those of their own.
 
     Parameters
@@ -222,18 +246,34 @@ def weighed(
         ``none``, ``n_frames``, ``exposure`` or ``ivar``.
     noise
         Standard deviations by input and channel, for ``ivar``; None before they are known.
+    unit
+        What weighs 1: frames, seconds or an inverse variance; None is the median of the inputs.
+
+    Returns
+    -------
+    tuple
+        The inputs, and what weighs 1; None where nothing tells.  A mosaic that is updated keeps the
+        weights of its pixels: it is part of no median.
     """
-    weights = np.ones(len(placed))
+    new = [one for one in placed if not one.is_base]
+    weights = np.ones(len(new))
     if weight_by == "n_frames":
-        weights = frame_weights([one.image.meta.n_frames for one in placed])
+        counts = [one.image.meta.n_frames for one in new]
+        unit = median_of_known(counts) if unit is None else unit
+        weights = frame_weights(counts, unit=unit)
     elif weight_by == "exposure":
-        weights = exposure_weights([one.image.meta.exptime or math.nan for one in placed])
+        exposures_s = [one.image.meta.exptime or math.nan for one in new]
+        unit = median_of_known(exposures_s) if unit is None else unit
+        weights = exposure_weights(exposures_s, unit=unit)
     elif weight_by == "ivar" and noise is not None:
-        weights, _ = noise_weights(noise)
+        of_new = [sigmas for one, sigmas in zip(placed, noise, strict=True) if not one.is_base]
+        weights, found = noise_weights(of_new, unit=unit)
+        unit = found if math.isfinite(found) else None
+    weights_of_new = iter(weights.tolist())
     return [
-        replace(one, weight=one.own_weight * float(weight))
-        for one, weight in zip(placed, weights, strict=True)
-    ]
+        one if one.is_base else replace(one, weight=one.own_weight * next(weights_of_new))
+        for one in placed
+    ], unit
 
 
 def warn_of_unknown(
@@ -247,7 +287,11 @@ def warn_of_unknown(
     else:
         return
     what = "exposure time" if weight_by == "exposure" else "noise"
-    names = [one.image.name for one, is_known in zip(placed, known, strict=True) if not is_known]
+    names = [
+        one.image.name
+        for one, is_known in zip(placed, known, strict=True)
+        if not (is_known or one.is_base)
+    ]
     if names:
         log.warning("%s: the %s is not known; it weighs as the median", and_others(names), what)
 

@@ -146,6 +146,7 @@ FORBIDDEN = {
     "zmrs.solving.programs": ("zmrs.scan", "numpy", "astropy"),
     "zmrs.solving.child": ("zmrs.scan", "zmrs.io", "numpy", "astropy"),
     "zmrs.grid": ("zmrs.pipeline", "zmrs.cli", "zmrs.plan", "zmrs._zmrs"),
+    "zmrs.finished": ("zmrs.pipeline", "zmrs.prepare", "zmrs.result", "zmrs.cli", "zmrs.api"),
     "zmrs.prepare": ("zmrs.pipeline", "zmrs.passes", "zmrs.result", "zmrs.cli", "zmrs.api"),
     "zmrs.pipeline": ("zmrs.cli", "zmrs.api", "zmrs.simulate", "zmrs.report", "click", "rich"),
     "zmrs.api": ("zmrs.cli", "click", "rich"),

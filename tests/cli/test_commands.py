@@ -421,7 +421,7 @@ def test_version_and_help() -> None:
         outcome = run(*words)
         assert outcome.status == 0
         commands = re.findall(r"^  ([a-z]+)  ", outcome.out.split("Commands:")[1], re.MULTILINE)
-        assert commands == ["mosaic", "plan", "doctor", "preview", "demo", "config"]
+        assert commands == ["mosaic", "update", "plan", "doctor", "preview", "demo", "config"]
     for command in commands:
         outcome = run(command, "--help")
         assert outcome.status == 0

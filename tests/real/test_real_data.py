@@ -30,6 +30,7 @@ from astropy.io import fits
 from astropy.wcs import WCS, FITSFixedWarning
 from scipy.ndimage import maximum_filter, minimum_filter, uniform_filter
 
+import zmrs
 from sky import unmatched
 from zmrs.errors import InputError
 
@@ -234,3 +235,26 @@ def test_lossless_compressions_give_the_bits_of_the_plain_file(packed: str) -> N
     other = unmatched([folder / f"m13_{packed}.fits"], rotate=17.0)
     np.testing.assert_array_equal(other.data, plain.data)
     np.testing.assert_array_equal(other.coverage, plain.coverage)
+
+
+@pytest.mark.parametrize("name", ["m101_2mass_j", "decam_tpv_200px_grz"])
+def test_half_of_them_later(name: str, tmp_path: Path) -> None:
+    """Frames added to a mosaic of the others: the mosaic of all, to the rounding."""
+    (chosen,) = (one for one in SETS if one.name == name)
+    paths = chosen.paths
+    how = {"hdu": chosen.hdu, "match": "none"}
+    grid, out = tmp_path / "grid.fits", tmp_path / "out.fits"
+    zmrs.mosaic(paths, grid, **how)
+    zmrs.mosaic(paths[: len(paths) // 2], out, wcs=grid, **how)
+    before = fits.getdata(out)
+    updated = zmrs.update(out, paths[len(paths) // 2 :], hdu=chosen.hdu)
+    expected = zmrs.mosaic(paths, wcs=grid, **how)
+    assert np.array_equal(updated.coverage, expected.coverage)
+    assert np.isfinite(updated.data).sum() > np.isfinite(before).sum()
+    seen = np.isfinite(expected.data)
+    assert np.array_equal(np.isfinite(updated.data), seen)
+    # Sums of values of either sign may be small: their rounding is that of the values.
+    size = np.maximum(np.abs(expected.data[seen]), np.median(np.abs(expected.data[seen])))
+    error = np.abs(updated.data[seen] - expected.data[seen]) / size
+    print(f"{name}: {len(paths)} files, relative difference at most {error.max():.1e}")
+    assert error.max() < 1e-6

@@ -12,6 +12,7 @@ from astropy.io import fits
 from astropy.nddata import CCDData, NDData
 
 import sky
+import zmrs
 from sky import unmatched
 from zmrs.errors import BudgetError, InputError, UsageError
 from zmrs.simulate import make_frame_wcs
@@ -180,3 +181,29 @@ def test_a_damaged_compressed_file_is_left_out(tmp_path: Path, wcs: Any) -> None
 def test_what_is_no_number_is_refused_in_words(option: str, value: object) -> None:
     with pytest.raises(UsageError, match=option.replace("_", "[-_]")):
         unmatched([np.ones((5, 5))], **{option: value})
+
+
+def test_updates_check_their_arguments(tmp_path: Path, image: Any, wcs: Any) -> None:
+    out = tmp_path / "out.fits"
+    unmatched([(image, wcs)], out, wcs=wcs, shape=SHAPE)
+    before = out.read_bytes()
+    for more, says in (
+        ({"kernel": "cubic"}, "'cubic' is not one of nearest"),
+        ({"match": "all"}, "'all' is not one of none"),
+        ({"combine": "median"}, "--combine median: an update is a plain mean"),
+        ({"wcs": "a.fits"}, "--wcs a.fits"),
+        ({"shape": (3, 3)}, "zmrs has no such option"),
+        ({"weight_by": "ivar"}, "weighed by none"),
+        ({"weights": [1.0, 2.0]}, "2 weights were given for 1 inputs"),
+        ({"threads": 0}, "threads: 0 cannot work"),
+        ({"plan": "large"}, "plan: 'large' is no plan"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            zmrs.update(out, [(image, wcs)], **more)
+    with pytest.raises(FileNotFoundError):
+        zmrs.update(tmp_path / "none.fits", [(image, wcs)])
+    assert out.read_bytes() == before
+    result = zmrs.update(str(out), [(image, wcs)], match="none", memory="200MiB")
+    assert result.path == out.resolve()
+    assert result.coverage.max() == 2.0
+    np.testing.assert_array_equal(result.data, unmatched([out]).data)

@@ -26,6 +26,7 @@ __all__ = ["cli", "run"]
 
 _COMMANDS = {
     "mosaic": "Make one mosaic of many overlapping FITS images.",
+    "update": "Add frames to a finished mean mosaic, without the old ones.",
     "plan": "Say what a mosaic would take, without reading a pixel.",
     "doctor": "Show the machine, its limits, and the plan that they lead to.",
     "preview": "Make pictures of a mosaic and of its coverage.",

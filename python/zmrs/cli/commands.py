@@ -10,11 +10,17 @@ from typing import Any
 import click
 
 from zmrs import config as options_table
-from zmrs.cli.flags import job_options, option_flags, options_from, talk_options
+from zmrs.cli.flags import (
+    job_options,
+    option_flags,
+    options_from,
+    talk_options,
+    update_options,
+)
 from zmrs.cli.talk import logging_to, progress_to
 from zmrs.errors import UsageError
 
-__all__ = ["config", "demo", "doctor", "mosaic", "plan", "preview"]
+__all__ = ["config", "demo", "doctor", "mosaic", "plan", "preview", "update"]
 
 _path = click.Path(path_type=Path)
 
@@ -50,6 +56,49 @@ def mosaic(
     with progress_to(progress, quiet=quiet) as listener:
         make_mosaic(inputs, output, options, listener=listener)
     click.echo(os.fsencode(output))
+
+
+@click.command()
+@click.argument("mosaic_file", type=_path, metavar="OUT.fits")
+@click.argument("inputs", nargs=-1, required=True, metavar="NEW...")
+@click.option(
+    "-o",
+    "--output",
+    type=_path,
+    metavar="OTHER.fits",
+    help="File to make instead of replacing OUT.fits",
+)
+@update_options
+@talk_options
+def update(
+    mosaic_file: Path,
+    inputs: tuple[str, ...],
+    output: Path | None,
+    config_file: Path | None,
+    progress: str,
+    verbose: bool,
+    quiet: bool,
+    debug: bool,
+    log_file: Path | None,
+    **flags: Any,
+) -> None:
+    """Add frames to a finished mean mosaic, without the old ones.
+
+    NEW: files, folders, globs and @lists, in any mix; those that OUT.fits has already are left out.
+    OUT.fits is replaced when the new one is complete.  Kernel, matching and weights are those by
+    which it was made, unless options say otherwise.
+    """
+    from zmrs.finished import read_finished  # noqa: PLC0415  (brings astropy)
+    from zmrs.pipeline import make_mosaic  # noqa: PLC0415
+
+    del debug
+    logging_to(verbose=verbose, quiet=quiet, log_file=log_file)
+    base = read_finished(mosaic_file)
+    options = options_from(flags, config_file, base.defaults)
+    target = base.target(output)
+    with progress_to(progress, quiet=quiet) as listener:
+        make_mosaic(inputs, target, options, listener=listener, base=base)
+    click.echo(os.fsencode(output or mosaic_file))
 
 
 @click.command()

@@ -14,18 +14,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from dataclasses import Field
 
-__all__ = ["job_options", "option_flags", "options_from", "talk_options"]
+__all__ = ["job_options", "option_flags", "options_from", "talk_options", "update_options"]
 
 
-def _flag_of(option: Field[Any]) -> Callable[[Any], Any]:
-    """The click option of one field of the table."""
+def _flag_of(option: Field[Any], origin: str | None = None) -> Callable[[Any], Any]:
+    """The click option of one field of the table; `origin` is where another default is from."""
     flag = "--" + option.name.replace("_", "-")
     metadata = option.metadata
     text = metadata["help"]
+    if origin is not None:
+        text = f"{text.partition(' [default')[0]} [default: as {origin}]"
+    elif metadata["kind"] != "flag" and option.default not in (None, False):
+        text += f" [default: {config.as_text(option.default)}]"
     if metadata["kind"] == "flag":
         return click.option(f"{flag}/--no-{flag[2:]}", default=None, help=text)
-    if option.default not in (None, False):
-        text += f" [default: {config.as_text(option.default)}]"
     metavar = metadata.get("metavar") or "|".join(metadata.get("choices", ()))
 
     def read(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Any:
@@ -39,13 +41,25 @@ def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return option_flags(*config.option_names())(command)
 
 
-def option_flags(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command some options of the table and ``--config``."""
+def update_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that a finished mosaic leaves open, and ``--config``."""
+    names = [name for name in config.option_names() if name not in config.SETTLED]
+    return option_flags(*names, inherited_from="OUT.fits")(command)
+
+
+def option_flags(
+    *names: str, inherited_from: str | None = None
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command some options of the table and ``--config``.
+
+    `inherited_from` is whose header tells the defaults of those that have a card.
+    """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         for option in reversed(fields(config.Options)):
             if option.name in names:
-                command = _flag_of(option)(command)
+                origin = inherited_from if option.name in config.OPTION_CARDS else None
+                command = _flag_of(option, origin)(command)
         return click.option(
             "--config",
             "config_file",
@@ -82,7 +96,14 @@ def talk_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def options_from(values: Mapping[str, Any], config_file: Path | None) -> config.Options:
-    """The options of a call from its flags, the environment and the file."""
+def options_from(
+    values: Mapping[str, Any],
+    config_file: Path | None,
+    defaults: Mapping[str, Any] | None = None,
+) -> config.Options:
+    """The options of a call from its flags, the environment and the file.
+
+    `defaults` go before those of the table.
+    """
     flags = {name: values[name] for name in config.option_names() if name in values}
-    return config.resolve(flags, config_file)
+    return config.resolve(flags, config_file, defaults=defaults)

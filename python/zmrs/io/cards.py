@@ -15,7 +15,14 @@ if TYPE_CHECKING:
 
     from zmrs.scan import Meta
 
-__all__ = ["InputRow", "extension_header", "inputs_table", "primary_header", "squared_unit"]
+__all__ = [
+    "InputRow",
+    "extension_header",
+    "inputs_table",
+    "primary_header",
+    "rows_in",
+    "squared_unit",
+]
 
 
 _AEON_S = 1e12
@@ -77,14 +84,18 @@ def primary_header(
     wcs_cards: Sequence[tuple[str, Any, str]],
     metas: Sequence[Meta],
     software: Sequence[tuple[str, Any, str]],
+    n_before: int | None = None,
 ) -> Header:
     """Header of the mosaic.
 
-    `metas` are those of the inputs used; `software` are the cards that say what was done.
+    `metas` are those of the inputs used; `software` are the cards that say what was done.  Where
+    the first of the inputs is a mosaic that is updated, `n_before` images are in it already.
     """
+    n_combined = len(metas) if n_before is None else n_before + len(metas) - 1
     header = _image_header("SIMPLE", channels, shape)
-    for keyword, value, comment in [*wcs_cards, *_inherited(metas), *software]:
-        header[keyword] = (value, comment)
+    cards = [("NCOMBINE", n_combined, "images combined"), *_inherited(metas), *software]
+    for keyword, value, comment in [*wcs_cards, *cards]:
+        header[keyword] = (_printable(value), comment)
     return header
 
 
@@ -143,7 +154,6 @@ def _image_header(first: str, channels: int, shape: tuple[int, int], bitpix: int
 def _inherited(metas: Sequence[Meta]) -> list[tuple[str, Any, str]]:
     """Cards that follow from the inputs' own headers."""
     cards: list[tuple[str, Any, str]] = [
-        ("NCOMBINE", len(metas), "images combined"),
         ("STACKCNT", sum(meta.stackcnt for meta in metas), "single exposures in them"),
     ]
     exposures = [t for meta in metas if (t := meta.exptime) is not None and 0 <= t < _AEON_S]
@@ -162,7 +172,7 @@ def _inherited(metas: Sequence[Meta]) -> list[tuple[str, Any, str]]:
         shared = {getattr(meta, keyword.lower()) for meta in metas}
         if len(shared) == 1 and (value := shared.pop()):
             cards.append((keyword, value, ""))
-    return [(keyword, _printable(value), comment) for keyword, value, comment in cards]
+    return cards
 
 
 def _printable(value: Any) -> Any:
@@ -207,3 +217,26 @@ def inputs_table(rows: Sequence[InputRow], channels: int) -> BinTableHDU:
         name="INPUTS",
     )
     return table
+
+
+def rows_in(table: BinTableHDU) -> list[InputRow]:
+    """The rows of an ``INPUTS`` extension as it was read from a file.
+
+    Raises
+    ------
+    KeyError, ValueError
+        It is another table.
+    """
+    data = table.data
+    vectors = [np.asarray(data[name], float).reshape(len(data), -1) for name in ("GAIN", "OFFSET")]
+    columns = (
+        data["NAME"],
+        *(vector.tolist() for vector in vectors),
+        data["REASON"],
+        *(data[name].tolist() for name in ("WEIGHT", "TWOPGAIN", "NPIX", "GEOMERR", "EXPTIME")),
+        data["REJFRAC"].tolist(),
+    )
+    return [
+        InputRow(str(name), gain, offset, str(reason), *numbers)
+        for name, gain, offset, reason, *numbers in zip(*columns, strict=True)
+    ]
