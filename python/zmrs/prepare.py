@@ -1,16 +1,28 @@
-"""Everything up to the first pixel: scan → grid → geometry → plan.
+"""Everything up to the first pixel: scan → select → grid → geometry → plan.
 
-It is all that ``zmrs plan`` needs; `zmrs.pipeline` does the rest.
+It is all that ``zmrs plan`` needs; `zmrs.pipeline` does the rest.  Only ``--select`` looks at
+pixels before.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zmrs import _zmrs, crop, forecast, inputs, limits, photometry, post_stack, sds, survey
+from zmrs import (
+    _zmrs,
+    crop,
+    forecast,
+    inputs,
+    limits,
+    photometry,
+    post_stack,
+    sds,
+    selection,
+    survey,
+)
 from zmrs.errors import BudgetError, InputError, UsageError
 from zmrs.events import Clock
 from zmrs.grid import Grid, input_pixel_scale_arcsec, make_grid
@@ -44,7 +56,7 @@ _MOSTLY_EMPTY = 10.0
 
 @dataclass(frozen=True)
 class Prepared:
-    """A job with its plan, before any pixel is read.
+    """A job with its plan, before its pixels are read.
 
     Attributes
     ----------
@@ -56,6 +68,8 @@ class Prepared:
         The inputs in job order.
     left_out
         The others, with reasons.
+    selection
+        The choice among the inputs as they were given.
     job
         What the engine will compute of the inputs.
     batches
@@ -88,6 +102,7 @@ class Prepared:
     channels: int
     placed: list[Placed]
     left_out: list[LeftOut]
+    selection: selection.Selection
     job: _zmrs.Job
     batches: list[sds.Batch]
     layout: _zmrs.Layout
@@ -107,7 +122,8 @@ class Prepared:
         """Bytes that will be read."""
         passes = self.n_passes * self.layout.read_bytes
         passes += sum(batch.layout.read_bytes for batch in self.batches)
-        return passes + self.matching_bytes + self.compressed_bytes + self.survey_bytes
+        looks = self.selection.read_bytes + self.survey_bytes
+        return passes + self.matching_bytes + self.compressed_bytes + looks
 
     @property
     def worst(self) -> _zmrs.Layout:
@@ -133,7 +149,7 @@ def prepare(
     scratch: Callable[[str], Path] | None = None,
     listener: Listener = None,
 ) -> Prepared:
-    """Everything up to the first pixel: scan, grid, geometry, plan.
+    """Everything up to the first pixel: scan, selection, grid, geometry, plan.
 
     Parameters
     ----------
@@ -175,20 +191,17 @@ def prepare(
     if options.scratch is not None and not Path(options.scratch).is_dir():
         raise UsageError(f"--scratch {options.scratch}: there is no such folder; make it first.")
     clock = Clock(seconds)
-    given = list(given)
-    rule = weight_rule(options.weights, options.weight_type)
-    if options.weight_type != "weight" and rule.is_optional and not weights:
-        raise UsageError(
-            f"--weight-type {options.weight_type}: there are no weights; name them with --weights."
-        )
-    gathered = inputs.gather(
-        given, hdu=options.hdu, recursive=options.recursive, rule=rule, weights=weights
-    )
-    images = _usable(gathered, options)
-    channels = inputs.check_channels(images)
-    _warn_of_mixtures(images)
+    gathered = _gathered(list(given), options, weights)
+    channels = inputs.check_channels(_usable(gathered, options))
     clock.lap("scan")
+    # A plan that the caller brings has a say in the limit.
+    limit = allowed if plan is None else given_plan(plan, options, caps, allowed)[1]
+    selected = selection.select(gathered, options, limit.bytes, listener)
+    images = selected.images
+    leave_out(selected.damaged, len(images), options)
+    clock.lap("select")
 
+    _warn_of_mixtures(images)
     chosen = _choose_grid(images, options, grid)
     log.info("grid %s", chosen.description())
     _warn_of_emptiness(chosen, images)
@@ -196,7 +209,7 @@ def prepare(
 
     spare = allowed.bytes - limits.resident_bytes()
     placed, off_grid = place(
-        images, gathered.weights, chosen, options, scratch or no_scratch, spare, listener
+        images, selected.weights, chosen, options, scratch or no_scratch, spare, listener
     )
     leave_out([left.reason for left in off_grid], len(placed), options)
     placed = weighed(placed, options.weight_by)
@@ -206,6 +219,9 @@ def prepare(
     threshold = (plan or Plan()).two_pass_coverage_threshold
     job = job_of(channels, chosen, placed, options, threshold)
     room = _room(chosen, placed, options, caps, allowed, plan, peak_before)
+    if selected.unmet_bytes:
+        # It will refuse, and name a limit that does for everything.
+        room = replace(room, planning_peak_bytes=selected.unmet_bytes)
     batches, last, last_options = [], job, options
     if options.has_batches:
         batches = sds.plan_batches(job, placed, chosen, options, room.fit)
@@ -221,7 +237,8 @@ def prepare(
         grid=chosen,
         channels=channels,
         placed=placed,
-        left_out=gathered.left_out + off_grid,
+        left_out=gathered.left_out + selected.left_out + off_grid,
+        selection=selected,
         job=job,
         batches=batches,
         layout=layout,
@@ -248,6 +265,20 @@ def prepare(
             survey_bytes=survey_bytes,
             variance=options.variance,
         ),
+    )
+
+
+def _gathered(
+    given: Sequence[Any], options: Options, weights: Sequence[Any] | None
+) -> inputs.Gathered:
+    """What was given, as images with what weighs them."""
+    rule = weight_rule(options.weights, options.weight_type)
+    if options.weight_type != "weight" and rule.is_optional and not weights:
+        raise UsageError(
+            f"--weight-type {options.weight_type}: there are no weights; name them with --weights."
+        )
+    return inputs.gather(
+        given, hdu=options.hdu, recursive=options.recursive, rule=rule, weights=weights
     )
 
 

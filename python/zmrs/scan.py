@@ -138,7 +138,8 @@ class LeftOut:
     """An input that is not used, and the sentence (file: cause; remedy) that says why.
 
     ``is_missing`` when there is no such file; ``is_own`` when that is no fault of the input: it is
-    a mosaic of zmrs's that stood in a scanned folder, or the weights of another input.
+    a mosaic of zmrs's that stood in a scanned folder, the weights of another input, or what the
+    user's own condition leaves out.
     """
 
     name: str

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["logging_to", "progress_to"]
 
 _STAGES = {
+    "select": "measuring inputs",
     "geometry": "placing inputs",
     "decompress": "decompressing",
     "match": "matching inputs",
