@@ -24,7 +24,7 @@ from zmrs.sky import is_known_sky
 from zmrs.weight_rule import WeightRule
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -35,6 +35,7 @@ __all__ = [
     "decompress",
     "file_bytes",
     "gather",
+    "some_rows_of",
     "source_of",
     "stored_source",
     "weights_of",
@@ -332,6 +333,13 @@ def decompress(store: Storage) -> NDArray[np.uint8]:
             f"{store.path}: cannot be decompressed ({error}); the file is damaged, get it anew."
         ) from error
     return _as_bytes(pixels)
+
+
+def some_rows_of(pixels: NDArray[np.uint8], store: Storage, most: int) -> Iterator[NDArray[Any]]:
+    """At most so many rows of each channel of what `decompress` gives, evenly spread."""
+    code = next(code for code, bitpix in _DTYPES.items() if bitpix == store.bitpix)
+    planes = pixels.view(code).reshape(store.channels, *store.shape)
+    yield from (row for plane in planes for row in plane[:: -(-store.height // most)])
 
 
 def check_channels(images: Sequence[Image]) -> int:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zmrs import inputs, photometry, sds, survey
+from zmrs import inputs, photometry, saturation, sds, survey
 from zmrs.errors import InputError
 from zmrs.events import Stage
 from zmrs.identity import identity_of
@@ -127,15 +127,23 @@ def _decompressed(prepared: Prepared, options: Options, listener: Listener) -> P
     if not compressed:
         return prepared
     stage = Stage(listener, "decompress", len(compressed), "files")
-    damaged = {}
+    damaged, blown = {}, {}
     for number, placed in enumerate(compressed, start=1):
         try:
             for source, store in placed.compressed():
-                source.provide(inputs.decompress(store))
+                pixels = inputs.decompress(store)
+                if source is placed.source:
+                    # Now that they are at hand: the survey could look at these only once more.
+                    rows = inputs.some_rows_of(pixels, store, saturation.ROWS)
+                    saturate = placed.image.meta.saturate
+                    blown[placed.image.name] = saturation.is_blown(rows, store, saturate)
+                source.provide(pixels)
         except InputError as error:
             damaged[placed.image.name] = str(error)
         stage.advance(number)
     prepared.seconds["decompress"] = stage.end()
+    known = [replace(p, is_blown=blown.get(p.image.name)) for p in prepared.placed]
+    prepared = replace(prepared, placed=known)
     if not damaged:
         return prepared
     rest = [p for p in prepared.placed if p.image.name not in damaged]

@@ -54,6 +54,8 @@ class Placed:
         Width of the ramp at the edges of what is left, in its pixels.
     zero_is_blank
         Whether pixels of exactly 0 are invalid.
+    is_blown
+        Whether nearly all its pixels are saturated; None before that is looked at.
     noise
         Variance of the noise of its pixels by channel, NaN if it cannot be told; None before it is
         looked for, or where `has_variances`.
@@ -71,6 +73,7 @@ class Placed:
     border_px: tuple[int, int] = (0, 0)
     feather_px: float = 0.0
     zero_is_blank: bool = False
+    is_blown: bool | None = None
     noise: tuple[float, ...] | None = None
 
     @property

@@ -27,6 +27,7 @@ from zmrs.errors import BudgetError, InputError, UsageError
 from zmrs.events import Clock
 from zmrs.grid import Grid, input_pixel_scale_arcsec, make_grid
 from zmrs.memory import Allowance, allowance
+from zmrs.mixtures import warn_of_copies, warn_of_mixtures
 from zmrs.placing import Placed, no_scratch, place
 from zmrs.plan import Plan, check_gpu, describe, given_plan, phase5_plan
 from zmrs.probe import detect_capabilities
@@ -201,7 +202,8 @@ def prepare(
     leave_out(selected.damaged, len(images), options)
     clock.lap("select")
 
-    _warn_of_mixtures(images)
+    warn_of_mixtures(images)
+    warn_of_copies(images)
     chosen = _choose_grid(images, options, grid)
     log.info("grid %s", chosen.description())
     _warn_of_emptiness(chosen, images)
@@ -230,7 +232,7 @@ def prepare(
         last_options = sds.stack_options(options)
     layout = room.fit(last, in_memory=in_memory)
     log.info("plan=%s (memory: %s)", describe(layout.plan), room.allowed.reason)
-    survey_bytes = _zmrs.survey_bytes(job, survey.questions(placed, options))
+    survey_bytes = survey.foretold_bytes(job, placed, options)
     clock.lap("plan")
     scratch_bytes = _scratch_bytes(job, channels, layout, batches, placed, options)
     return Prepared(
@@ -386,21 +388,6 @@ def leave_out(reasons: Sequence[str], n_usable: int, options: Options) -> None:
         raise InputError(
             f"none of the {len(reasons)} inputs can be used; of the first it is said: {reasons[0]}"
         )
-
-
-def _warn_of_mixtures(images: Sequence[inputs.Image]) -> None:
-    """Mixed filters and exposures are allowed, but seldom meant."""
-    for attribute, words in (("filter", "filters"), ("exptime", "exposure times")):
-        values = {getattr(image.meta, attribute) for image in images} - {None}
-        if len(values) > 1:
-            shown = ", ".join(str(value) for value in sorted(values)[:4])
-            log.warning(
-                "the inputs have %d different %s (%s%s)",
-                len(values),
-                words,
-                shown,
-                ", …" if len(values) > 4 else "",
-            )
 
 
 def _warn_of_scarcity(allowed: Allowance, caps: Capabilities) -> None:

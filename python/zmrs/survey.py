@@ -1,4 +1,4 @@
-"""A cheap look at the inputs before the passes: zeros for blank, dead frames, noise.
+"""A cheap look at the inputs before the passes: zeros for blank, dead and blown frames, noise.
 
 A few rows of an input are read (32, for its noise 128); all of it only where those leave a doubt.
 Nothing is read when nothing depends on it.
@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from zmrs import _zmrs
+from zmrs import _zmrs, saturation
 from zmrs.events import Stage
 from zmrs.inputs import ArrayImage
 from zmrs.io.names import and_others
+from zmrs.io.window import rows_bytes, some_rows
 from zmrs.scan import LeftOut
 from zmrs.weights import noise_variances, noise_weights, warn_of_unknown, weighed
 
@@ -25,10 +26,11 @@ if TYPE_CHECKING:
 
     from zmrs.config import Options
     from zmrs.events import Event
+    from zmrs.io.storage import Storage
     from zmrs.placing import Placed
     from zmrs.plan import Plan
 
-__all__ = ["Question", "Survey", "questions", "survey"]
+__all__ = ["Question", "Survey", "foretold_bytes", "questions", "survey"]
 
 log = logging.getLogger("zmrs")
 
@@ -48,7 +50,7 @@ class Survey:
     placed
         Those that are used, with what is now known of them.
     left_out
-        Dead ones.
+        Dead and blown ones.
     read_bytes
         Bytes read from files.
     inverse_variance
@@ -90,7 +92,9 @@ def survey(
     stage = Stage(listener, "survey", len(asked), "files")
     found, read_bytes = _zmrs.survey_inputs(job, plan, asked, progress=stage.advance)
     findings = {question[0]: one for question, one in zip(asked, found, strict=True)}
-    dead = _dead(placed, findings, asked, options)
+    judged = _judged(placed, asked, options)
+    # What has one value at its end is both.
+    dead = dict(sorted((_dead(placed, findings, judged) | _blown(placed, judged)).items()))
     alive = [
         _known(one, findings[number], options) if number in findings else one
         for number, one in enumerate(placed)
@@ -106,10 +110,16 @@ def survey(
     return Survey(
         weighed(alive, options.weight_by, noise),
         [LeftOut(placed[number].image.name, reason) for number, reason in dead.items()],
-        read_bytes,
+        read_bytes + _rows_bytes(placed, judged),
         None if noise is None else noise_weights(noise)[1],
         stage.end(),
     )
+
+
+def foretold_bytes(job: _zmrs.Job, placed: Sequence[Placed], options: Options) -> int:
+    """Bytes of files that a look at the inputs of a job will read."""
+    asked = questions(placed, options)
+    return _zmrs.survey_bytes(job, asked) + _rows_bytes(placed, _judged(placed, asked, options))
 
 
 def _noise(one: Placed, seen: _zmrs.Findings | None) -> list[float]:
@@ -139,39 +149,79 @@ def _with_noise(alive: Sequence[Placed], noises: Sequence[Sequence[float]]) -> l
     return result
 
 
+def _judged(placed: Sequence[Placed], asked: Sequence[Question], options: Options) -> list[int]:
+    """Files whose pixels are looked at, by number: arrays of a caller mean what they say."""
+    if options.zero_is_blank == "off":
+        return []
+    return [
+        number
+        for number, looked_at_pixels, _, _ in asked
+        if looked_at_pixels and not isinstance(placed[number].image, ArrayImage)
+    ]
+
+
 def _dead(
-    placed: Sequence[Placed],
-    findings: Mapping[int, _zmrs.Findings],
-    asked: Sequence[Question],
-    options: Options,
+    placed: Sequence[Placed], findings: Mapping[int, _zmrs.Findings], judged: Sequence[int]
 ) -> dict[int, str]:
     """Files that are dead, by number, and why.
 
     A file of one value is dead among others that have more; where all are like that, they are
     meant to be.
     """
-    if options.zero_is_blank == "off":
-        return {}
-    dead, constant, n_files = {}, {}, 0
-    for number, looked_at_pixels, _, _ in asked:
-        one, seen = placed[number], findings[number]
-        if not looked_at_pixels or isinstance(one.image, ArrayImage):
-            continue
-        n_files += 1
-        name = one.image.name
+    dead, constant = {}, {}
+    for number in judged:
+        name, seen = placed[number].image.name, findings[number]
         if seen.is_constant and seen.valid_share == 0:
             dead[number] = f"{name}: it has no valid pixel; leave it out."
         elif seen.is_constant and seen.zero_share == 1:
             dead[number] = f"{name}: all its pixels are 0; {_REMEDY}"
         elif seen.is_constant:
             constant[number] = f"{name}: all its pixels have one value, a dead frame's; {_REMEDY}"
-    if len(constant) + len(dead) == n_files and constant:
+    if len(constant) + len(dead) == len(judged) and constant:
         log.warning(
             "%s: all pixels have one value; is this a dead frame?",
             and_others([placed[number].image.name for number in constant]),
         )
         return dead
-    return dict(sorted((dead | constant).items()))
+    return dead | constant
+
+
+def _blown(placed: Sequence[Placed], judged: Sequence[int]) -> dict[int, str]:
+    """Files whose pixels are nearly all saturated, by number, unless all are like that."""
+    blown = {
+        number: f"{placed[number].image.name}: nearly all its pixels are saturated; {_REMEDY}"
+        for number in judged
+        if _is_blown(placed[number])
+    }
+    if blown and len(blown) == len(judged):
+        log.warning(
+            "%s: nearly all pixels are saturated; is this meant to be?",
+            and_others([placed[number].image.name for number in blown]),
+        )
+        return {}
+    return blown
+
+
+def _is_blown(one: Placed) -> bool:
+    """Whether nearly all pixels of a file are saturated; of compressed ones that is known."""
+    store = _to_be_read(one)
+    if store is None:
+        return bool(one.is_blown)
+    rows = some_rows(store, saturation.ROWS)
+    return saturation.is_blown(rows, store, one.image.meta.saturate)
+
+
+def _to_be_read(one: Placed) -> Storage | None:
+    """Where the pixels stand that tell whether a file is blown, if it can be at all."""
+    if isinstance(one.image, ArrayImage) or one.image.storage.compressed:
+        return None
+    has_end = one.image.storage.bitpix > 0 or one.image.meta.saturate is not None
+    return one.image.storage if has_end else None
+
+
+def _rows_bytes(placed: Sequence[Placed], judged: Sequence[int]) -> int:
+    stores = [_to_be_read(placed[number]) for number in judged]
+    return sum(rows_bytes(store, saturation.ROWS) for store in stores if store is not None)
 
 
 def _known(one: Placed, seen: _zmrs.Findings, options: Options) -> Placed:

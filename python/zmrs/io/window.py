@@ -1,4 +1,4 @@
-"""The middle of an image, small enough for a look: a window of fixed size, read row by row.
+"""Parts of an image, small enough for a look: its middle, a window of fixed size, or some rows.
 
 What is read, and what it takes to hold it, does not depend on how large the image is.  Gzipped
 files are decompressed as far as the window reaches; of tile-compressed images astropy decompresses
@@ -16,12 +16,14 @@ from zmrs.errors import InputError
 from zmrs.io.headers import UnusableError, open_source, walk
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from zmrs.io.headers import Source
     from zmrs.io.storage import Storage
 
-__all__ = ["held_bytes", "middle", "middle_of", "window_bytes"]
+__all__ = ["held_bytes", "middle", "middle_of", "rows_bytes", "some_rows", "window_bytes"]
 
 Span = tuple[int, int]
 
@@ -81,6 +83,33 @@ def middle(store: Storage, most: int) -> NDArray[np.float32]:
                 return _from_tiles(store, rows, columns)
             return _from_rows(source, store, rows, columns)
     except (OSError, EOFError, zlib.error, UnusableError) as error:
+        raise InputError(
+            f"{store.path}: its pixels cannot be read ({error}); check it or leave it out."
+        ) from error
+
+
+def rows_bytes(store: Storage, most: int) -> int:
+    """Bytes that `some_rows` reads."""
+    return store.channels * min(store.height, most) * store.width * _dtype(store).itemsize
+
+
+def some_rows(store: Storage, most: int) -> Iterator[NDArray[Any]]:
+    """Stored samples of rows of each channel of an image that is not compressed, evenly spread.
+
+    Raises
+    ------
+    zmrs.errors.InputError
+        It cannot be read.
+    """
+    count, code = min(store.height, most), _dtype(store)
+    try:
+        with open_source(store.path) as source:
+            for channel in range(store.channels):
+                for k in range(count):
+                    row = channel * store.height + (2 * k + 1) * store.height // (2 * count)
+                    place = store.offset + row * store.width * code.itemsize
+                    yield np.frombuffer(source.read_at(place, store.width * code.itemsize), code)
+    except (OSError, ValueError, UnusableError) as error:
         raise InputError(
             f"{store.path}: its pixels cannot be read ({error}); check it or leave it out."
         ) from error
