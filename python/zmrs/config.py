@@ -11,6 +11,7 @@ import tomllib
 from dataclasses import Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from zmrs.criterion import Criterion
 from zmrs.errors import UsageError
 from zmrs.memory import parse_size
 from zmrs.weight_rule import KINDS, weight_rule
@@ -328,6 +329,12 @@ class Options:
         kind="number",
         metavar="S",
     )
+    select: str | None = _option(
+        None,
+        "Use only inputs whose background, noise, stars, fwhm and roundness meet a condition, such"
+        " as 'fwhm < 1.5*median and stars > 0.5*median' [default: all]",
+        metavar="EXPR",
+    )
     wcs: str | None = _option(
         None, "Output grid from a FITS file or a text header", kind="path", metavar="FILE"
     )
@@ -394,6 +401,8 @@ class Options:
             raise UsageError(
                 f"--kappa: {as_text(self.kappa)} cannot work; give one or two numbers above 0."
             )
+        if self.select is not None:
+            Criterion(self.select)
         if self.weights is not None:
             weight_rule(self.weights, self.weight_type)
         if not _is_within(self.border_mask, 0, 50):

@@ -23,7 +23,8 @@ class Event:
     event
         ``start``, ``progress`` or ``end``.
     stage
-        ``solve``, ``geometry``, ``decompress``, ``survey``, ``match``, ``mosaic`` or ``two_pass``.
+        ``solve``, ``select``, ``geometry``, ``decompress``, ``survey``, ``match``, ``batches``,
+        ``mosaic`` or ``two_pass``.
     done, total
         How far the stage is, in `unit`.
     unit

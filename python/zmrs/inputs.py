@@ -439,8 +439,8 @@ def decompress(store: Storage) -> NDArray[np.uint8]:
     return _as_bytes(pixels)
 
 
-def check_channels(images: Sequence[Image]) -> int:
-    """The number of channels that all images share.
+def check_channels(images: Sequence[Image]) -> None:
+    """Make sure that all images have the same number of channels.
 
     Raises
     ------
@@ -453,4 +453,3 @@ def check_channels(images: Sequence[Image]) -> int:
     if len(kinds) > 1:
         each = ", ".join(f"{name} has {count}" for count, name in sorted(kinds.items()))
         raise InputError(f"the inputs differ in their number of channels: {each}; mosaic one kind.")
-    return next(iter(kinds))

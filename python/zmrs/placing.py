@@ -182,7 +182,7 @@ def place(
             )
         stage.advance(number + 1)
     stage.end()
-    unpacked_bytes = sum(packed.source.nbytes for one in placed for packed in one.packed())
+    unpacked_bytes = sum(packed.source.stored_bytes for one in placed for packed in one.packed())
     if unpacked_bytes > _MOST_UNPACKED_BYTES:
         placed = [_to_scratch(one, number, scratch) for number, one in enumerate(placed)]
     return placed, left_out

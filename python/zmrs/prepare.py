@@ -1,6 +1,7 @@
-"""Everything up to the first pixel: scan (→ solve) → grid → geometry → plan.
+"""Everything up to the first pixel: scan (→ solve → select) → grid → geometry → plan.
 
-It is all that ``zmrs plan`` needs; `zmrs.pipeline` does the rest.
+It is all that ``zmrs plan`` needs; `zmrs.pipeline` does the rest.  Only ``--select`` looks at
+pixels before.
 """
 
 from __future__ import annotations
@@ -10,11 +11,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zmrs import _zmrs, crop, forecast, inputs, limits, photometry, post_stack, sds, survey
+from zmrs import (
+    _zmrs,
+    crop,
+    forecast,
+    inputs,
+    limits,
+    photometry,
+    post_stack,
+    sds,
+    selection,
+    survey,
+)
 from zmrs.errors import BudgetError, InputError, UsageError
 from zmrs.events import Clock
 from zmrs.grid import Grid, input_pixel_scale_arcsec, make_grid
 from zmrs.memory import Allowance, allowance
+from zmrs.mixtures import warn_of_copies, warn_of_mixtures
 from zmrs.placing import Placed, no_scratch, place
 from zmrs.plan import Plan, check_gpu, describe, given_plan, phase5_plan
 from zmrs.probe import detect_capabilities
@@ -47,7 +60,7 @@ _MOSTLY_EMPTY = 10.0
 
 @dataclass(frozen=True)
 class Prepared:
-    """A job with its plan, before any pixel is read.
+    """A job with its plan, before its pixels are read.
 
     Attributes
     ----------
@@ -61,6 +74,8 @@ class Prepared:
         The others, with reasons.
     base
         The finished mosaic to which inputs are added, the first of them; None for a new one.
+    selection
+        The choice among the inputs as they were given.
     job
         What the engine will compute of the inputs.
     batches
@@ -96,6 +111,7 @@ class Prepared:
     placed: list[Placed]
     left_out: list[LeftOut]
     base: Finished | None
+    selection: selection.Selection
     job: _zmrs.Job
     batches: list[sds.Batch]
     batch_layouts: dict[int, _zmrs.Layout]
@@ -116,7 +132,8 @@ class Prepared:
         """Bytes that will be read."""
         passes = self.n_passes * self.layout.read_bytes
         passes += sum(self.batch_layouts[batch.number].read_bytes for batch in self.batches)
-        return passes + self.matching_bytes + self.compressed_bytes + self.survey_bytes
+        looks = self.selection.read_bytes + self.survey_bytes
+        return passes + self.matching_bytes + self.compressed_bytes + looks
 
     @property
     def worst(self) -> _zmrs.Layout:
@@ -143,7 +160,7 @@ def prepare(
     listener: Listener = None,
     base: Finished | None = None,
 ) -> Prepared:
-    """Everything up to the first pixel: scan, grid, geometry, plan.
+    """Everything up to the first pixel: scan, selection, grid, geometry, plan.
 
     Parameters
     ----------
@@ -190,13 +207,12 @@ def prepare(
         raise UsageError(f"--scratch {options.scratch}: there is no such folder; make it first.")
     clock = Clock(seconds)
     gathered = _gathered(list(given), options, weights, solver, clock, listener)
-    images = _usable(gathered, options)
-    if base is not None:
-        images = _unknown(gathered, base, options)
-    together = [*images] if base is None else [base.image, *images]
-    channels = inputs.check_channels(together)
-    _warn_of_mixtures(images, base)
-
+    # A plan that the caller brings has a say in the limit.
+    limit = allowed if plan is None else given_plan(plan, options, caps, allowed)[1]
+    selected = _selected(gathered, options, base, limit, clock, listener)
+    images = selected.images
+    together = images if base is None else [base.image, *images]
+    channels = inputs.channels_of(together[0])
     chosen = _choose_grid(images, options, grid) if base is None else base.grid
     log.info("grid %s", chosen.description())
     _warn_of_emptiness(chosen, together)
@@ -204,7 +220,7 @@ def prepare(
 
     spare = allowed.bytes - limits.resident_bytes()
     placed, off_grid = place(
-        images, gathered.image_weights, chosen, options, scratch or no_scratch, spare, listener
+        images, selected.weights, chosen, options, scratch or no_scratch, spare, listener
     )
     leave_out([left.reason for left in off_grid], len(placed), options)
     placed, weight_unit = weighed(
@@ -218,6 +234,9 @@ def prepare(
     threshold = (plan or Plan()).two_pass_coverage_threshold
     job = job_of(channels, chosen, placed, options, threshold)
     room = _room(chosen, placed, options, caps, allowed, plan, peak_before, base)
+    if selected.unmet_bytes:
+        # It will refuse, and name a limit that does for everything.
+        room = replace(room, planning_peak_bytes=selected.unmet_bytes)
     batches, last, last_options = [], job, options
     if options.has_batches:
         batches = sds.plan_batches(job, placed, chosen, options)
@@ -234,8 +253,9 @@ def prepare(
         grid=chosen,
         channels=channels,
         placed=placed,
-        left_out=gathered.left_out + off_grid,
+        left_out=gathered.left_out + selected.left_out + off_grid,
         base=base,
+        selection=selected,
         job=job,
         batches=batches,
         batch_layouts=batch_layouts,
@@ -297,6 +317,27 @@ def _gathered(
     if options.debayer == "none":
         gathered.results = [inputs.as_stored(result) for result in gathered.results]
     return gathered
+
+
+def _selected(
+    gathered: inputs.Gathered,
+    options: Options,
+    base: Finished | None,
+    limit: Allowance,
+    clock: Clock,
+    listener: Listener,
+) -> selection.Selection:
+    """The images that are used, which share their number of channels."""
+    images = _usable(gathered, options)
+    if base is not None:
+        images = _unknown(gathered, base, options)
+    inputs.check_channels(images if base is None else [base.image, *images])
+    selected = selection.select(gathered, options, limit.bytes, listener)
+    leave_out(selected.damaged, len(selected.images), options)
+    warn_of_mixtures(selected.images, None if base is None else base.image)
+    warn_of_copies(selected.images)
+    clock.lap("select")
+    return selected
 
 
 @dataclass(frozen=True)
@@ -374,7 +415,7 @@ def _scratch_bytes(
     size += sum(one.geometry.grid.scratch_bytes for one in placed)
     size += job.plane_bytes if needs_depth(placed, options) else 0
     packed = (packed for one in placed for packed in one.packed())
-    size += sum(one.source.nbytes for one in packed if one.unpacked_at is not None)
+    size += sum(one.source.stored_bytes for one in packed if one.unpacked_at is not None)
     if options.scratch_max is not None and size > options.scratch_max:
         instead = ", or give --batch 0, which needs none for batches" if batches else ""
         raise BudgetError(
@@ -433,25 +474,6 @@ def leave_out(reasons: Sequence[str], n_usable: int, options: Options) -> None:
         raise InputError(
             f"none of the {len(reasons)} inputs can be used; of the first it is said: {reasons[0]}"
         )
-
-
-def _warn_of_mixtures(images: Sequence[inputs.Image], base: Finished | None) -> None:
-    """Mixed filters and exposures are allowed, but seldom meant."""
-    metas = [image.meta for image in images]
-    if base is not None:
-        # Its exposure time is a sum.
-        metas.append(replace(base.image.meta, exptime=None))
-    for attribute, words in (("filter", "filters"), ("exptime", "exposure times")):
-        values = {getattr(meta, attribute) for meta in metas} - {None}
-        if len(values) > 1:
-            shown = ", ".join(str(value) for value in sorted(values)[:4])
-            log.warning(
-                "the inputs have %d different %s (%s%s)",
-                len(values),
-                words,
-                shown,
-                ", …" if len(values) > 4 else "",
-            )
 
 
 def _warn_of_scarcity(allowed: Allowance, caps: Capabilities) -> None:

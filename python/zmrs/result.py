@@ -190,9 +190,12 @@ def rows_of(prepared: Prepared, run: Run) -> list[cards.InputRow]:
         elif offsets is not None:
             row.offset = [gain * a + b for a, b in zip(row.offset, offsets, strict=True)]
         rows.append(row)
-    return rows + [
+    rows += [
         cards.InputRow.of(left.name, prepared.channels, left.reason) for left in prepared.left_out
     ]
+    for row in rows:
+        row.quality = prepared.selection.qualities.get(row.name)
+    return rows
 
 
 def all_rows(prepared: Prepared, rows: Sequence[cards.InputRow]) -> list[cards.InputRow]:
@@ -291,6 +294,8 @@ def figures_of(prepared: Prepared, run: Run) -> dict[str, Any]:
     if made is not None:
         sizes = [len(batch.subs) for batch in prepared.batches]
         more["batches"] = {"count": len(sizes), "least": min(sizes), "most": max(sizes)}
+    if prepared.selection.condition is not None:
+        more["select"] = prepared.selection.figures()
     first_read = made.read_bytes if made else stats.read_bytes
     return more | {
         "seconds": prepared.seconds,
@@ -304,6 +309,7 @@ def figures_of(prepared: Prepared, run: Run) -> dict[str, Any]:
         + (second.read_bytes if second else 0)
         + prepared.matching_bytes
         + prepared.compressed_bytes
+        + prepared.selection.read_bytes
         + prepared.survey_bytes,
         "read_amplification": first_read / stored if stored else 0.0,
         "write_bytes": prepared.layout.write_bytes,

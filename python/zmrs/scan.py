@@ -8,6 +8,7 @@ chosen.  A bad input never raises: it becomes a
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import re
@@ -90,6 +91,8 @@ class Meta:
         ``ZMT_NRAW``, ``NRAWPROC``, ``NRAWINIT``, else `stackcnt`).
     saturate
         Value from which on pixels are saturated (``SATURATE``).
+    binning
+        Pixels of the camera in one of the image, along x and y (``XBINNING``, ``YBINNING``).
     date_obs, date_end
         As written in the header.
     mjd_obs
@@ -102,6 +105,7 @@ class Meta:
     stackcnt: int = 1
     n_frames: float = 1.0
     saturate: float | None = None
+    binning: tuple[int, int] | None = None
     date_obs: str | None = None
     date_end: str | None = None
     mjd_obs: float | None = None
@@ -133,6 +137,8 @@ class InputImage:
         The weights of its pixels, if it has any.
     solution
         Digest of the solution that is its WCS; None when that is the header's own.
+    imprint
+        Digest of its headers, with the length of the file: equal for copies; empty if not known.
     """
 
     name: str
@@ -142,6 +148,7 @@ class InputImage:
     warnings: tuple[str, ...] = ()
     weights: WeightMap | None = None
     solution: str | None = None
+    imprint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +156,9 @@ class LeftOut:
     """An input that is not used, and the sentence (file: cause; remedy) that says why.
 
     ``is_missing`` when there is no such file; ``is_own`` when that is no fault of the input: it is
-    a mosaic of zmrs's that stood in a scanned folder, or the weights of another input;
-    ``unsolved_hdu`` is the index of the HDU that lacks nothing but a celestial WCS.
+    a mosaic of zmrs's that stood in a scanned folder, the weights of another input, or what the
+    user's own condition leaves out; ``unsolved_hdu`` is the index of the HDU that lacks nothing but
+    a celestial WCS.
     """
 
     name: str
@@ -323,6 +331,7 @@ def meta_of(cards: Cards, primary: Cards, wcs: WCS) -> Meta:
     count = count if count and count > 0 else 1
     frames = (c.number(k) for c in (cards, primary) for k in _FRAME_COUNTS)
     saturate = first(Cards.number, "SATURATE")
+    across, down = first(Cards.integer, "XBINNING"), first(Cards.integer, "YBINNING")
     mjd = first(Cards.number, "MJD-OBS")
     if mjd is None and math.isfinite(wcs.wcs.mjdobs):
         mjd = float(wcs.wcs.mjdobs)
@@ -331,6 +340,7 @@ def meta_of(cards: Cards, primary: Cards, wcs: WCS) -> Meta:
         stackcnt=count,
         n_frames=next((n for n in frames if n is not None and n > 0), float(count)),
         saturate=saturate if saturate is not None and saturate > 0 else None,
+        binning=None if across is None else (across, down or across),
         date_obs=string("DATE-OBS"),
         date_end=string("DATE-END"),
         mjd_obs=mjd,
@@ -363,10 +373,18 @@ def _scan_file(
             )
         storage, notes = storage_of(path, chosen, (sky.channels, sky.height, sky.width), source)
         weights, more_notes = find_weights(rule, storage, hdus, source)
+        imprint = _imprint(primary, chosen.cards, source)
     meta = meta_of(chosen.cards, primary, sky.wcs)
     warnings = (*sky.notes, *notes, *more_notes)
     digest = None if solved is None else solved.digest
-    return InputImage(path, storage, sky.wcs, meta, warnings, weights, digest)
+    return InputImage(path, storage, sky.wcs, meta, warnings, weights, digest, imprint)
+
+
+def _imprint(primary: Cards, cards: Cards, source: Source) -> str:
+    """What copies of a file have in common, from what has been read of it."""
+    digest = hashlib.blake2b(primary.raw + cards.raw, digest_size=16)
+    digest.update(str(source.size_bytes).encode())
+    return digest.hexdigest()
 
 
 def scan_image(

@@ -1,4 +1,4 @@
-"""A cheap look at the inputs before the passes: zeros for blank, dead frames, noise.
+"""A cheap look at the inputs before the passes: zeros for blank, dead and blown frames, noise.
 
 A few rows of an input are read (32, for its noise 128); all of it only where those leave a doubt.
 Nothing is read when nothing depends on it.
@@ -36,6 +36,8 @@ Question = tuple[int, bool, bool, bool]
 """An input by number; whether its pixels, their noise and the scale of its weights matter."""
 
 _REMEDY = "leave it out, or keep it with --zero-is-blank off."
+_NEARLY_ALL = 0.95
+"""Part of the valid pixels that is saturated in a blown frame, at least."""
 _SCALES_OF_ALPHA = (1.0, 255.0, 65535.0)
 
 
@@ -48,7 +50,7 @@ class Survey:
     placed
         Those that are used, with what is now known of them.
     left_out
-        Dead ones.
+        Dead and blown ones.
     read_bytes
         Bytes read from files.
     weight_unit
@@ -92,7 +94,11 @@ def survey(
     stage = Stage(listener, "survey", len(asked), "files")
     found, read_bytes = _zmrs.survey_inputs(job, plan, asked, progress=stage.advance)
     findings = {question[0]: one for question, one in zip(asked, found, strict=True)}
-    dead = _dead(placed, findings, asked, options)
+    judged = _judged(placed, asked, options)
+    # What has one value at its end is both.
+    dead = dict(
+        sorted((_dead(placed, findings, judged) | _blown(placed, findings, judged)).items())
+    )
     alive = [
         _known(one, findings[number], options) if number in findings else one
         for number, one in enumerate(placed)
@@ -142,39 +148,59 @@ def _with_noise(alive: Sequence[Placed], noises: Sequence[Sequence[float]]) -> l
     return result
 
 
+def _judged(placed: Sequence[Placed], asked: Sequence[Question], options: Options) -> list[int]:
+    """Files whose pixels are looked at, by number: arrays of a caller mean what they say."""
+    if options.zero_is_blank == "off":
+        return []
+    return [
+        number
+        for number, looked_at_pixels, _, _ in asked
+        if looked_at_pixels and not isinstance(placed[number].image, ArrayImage)
+    ]
+
+
 def _dead(
-    placed: Sequence[Placed],
-    findings: Mapping[int, _zmrs.Findings],
-    asked: Sequence[Question],
-    options: Options,
+    placed: Sequence[Placed], findings: Mapping[int, _zmrs.Findings], judged: Sequence[int]
 ) -> dict[int, str]:
     """Files that are dead, by number, and why.
 
     A file of one value is dead among others that have more; where all are like that, they are
     meant to be.
     """
-    if options.zero_is_blank == "off":
-        return {}
-    dead, constant, n_files = {}, {}, 0
-    for number, looked_at_pixels, _, _ in asked:
-        one, seen = placed[number], findings[number]
-        if not looked_at_pixels or isinstance(one.image, ArrayImage):
-            continue
-        n_files += 1
-        name = one.image.name
+    dead, constant = {}, {}
+    for number in judged:
+        name, seen = placed[number].image.name, findings[number]
         if seen.is_constant and seen.valid_share == 0:
             dead[number] = f"{name}: it has no valid pixel; leave it out."
         elif seen.is_constant and seen.zero_share == 1:
             dead[number] = f"{name}: all its pixels are 0; {_REMEDY}"
         elif seen.is_constant:
             constant[number] = f"{name}: all its pixels have one value, a dead frame's; {_REMEDY}"
-    if len(constant) + len(dead) == n_files and constant:
+    if len(constant) + len(dead) == len(judged) and constant:
         log.warning(
             "%s: all pixels have one value; is this a dead frame?",
             and_others([placed[number].image.name for number in constant]),
         )
         return dead
-    return dict(sorted((dead | constant).items()))
+    return dead | constant
+
+
+def _blown(
+    placed: Sequence[Placed], findings: Mapping[int, _zmrs.Findings], judged: Sequence[int]
+) -> dict[int, str]:
+    """Files whose pixels are nearly all saturated, by number, unless all are like that."""
+    blown = {
+        number: f"{placed[number].image.name}: nearly all its pixels are saturated; {_REMEDY}"
+        for number in judged
+        if findings[number].full_share > _NEARLY_ALL * findings[number].valid_share
+    }
+    if blown and len(blown) == len(judged):
+        log.warning(
+            "%s: nearly all pixels are saturated; is this meant to be?",
+            and_others([placed[number].image.name for number in blown]),
+        )
+        return {}
+    return blown
 
 
 def _known(one: Placed, seen: _zmrs.Findings, options: Options) -> Placed:

@@ -120,7 +120,7 @@ impl Source {
 
     /// Bytes of the samples as they are stored.
     #[getter]
-    fn nbytes(&self) -> u64 {
+    fn stored_bytes(&self) -> u64 {
         self.0.bytes()
     }
 

@@ -125,7 +125,7 @@ def plan(
     log_file: Path | None,
     **flags: Any,
 ) -> None:
-    """Say what a mosaic would take, without reading a pixel."""
+    """Say what a mosaic would take; pixels are looked at for --select only."""
     from zmrs.cli.foretell import as_dict, as_text  # noqa: PLC0415
     from zmrs.placing import scratch_folder  # noqa: PLC0415
     from zmrs.prepare import prepare  # noqa: PLC0415

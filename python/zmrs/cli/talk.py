@@ -21,6 +21,7 @@ __all__ = ["logging_to", "progress_to"]
 
 _STAGES = {
     "solve": "solving frames",
+    "select": "measuring inputs",
     "geometry": "placing inputs",
     "decompress": "decompressing",
     "match": "matching inputs",

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from astropy.io.fits import BinTableHDU, Header
 
+    from zmrs.quality import Quality
     from zmrs.scan import Meta
 
 __all__ = [
@@ -24,6 +25,15 @@ __all__ = [
     "squared_unit",
 ]
 
+
+_MEASURED = {
+    "BACKGRND": ("background", None),
+    "NOISE": ("noise", None),
+    "NSTARS": ("stars", None),
+    "FWHM": ("fwhm", "pix"),
+    "ROUND": ("roundness", None),
+}
+"""Columns of the quantities by which inputs were selected, and their units."""
 
 _AEON_S = 1e12
 """No exposure lasts so long: what claims to is no exposure time."""
@@ -54,6 +64,8 @@ class InputRow:
     rejected_fraction
         Share of its samples, those of all channels, that a rejecting combine has left out or drawn
         in; 0 without one.
+    quality
+        What was measured of it to select inputs; None if nothing was.
     """
 
     name: str
@@ -66,6 +78,7 @@ class InputRow:
     geometry_error_px: float = math.nan
     exposure_s: float = math.nan
     rejected_fraction: float = 0.0
+    quality: Quality | None = None
 
     @classmethod
     def of(cls, name: str, channels: int, reason: str = "") -> InputRow:
@@ -209,6 +222,10 @@ def inputs_table(rows: Sequence[InputRow], channels: int) -> BinTableHDU:
         "EXPTIME": (*double([row.exposure_s for row in rows]), "s"),
         "REJFRAC": (*double([row.rejected_fraction for row in rows]), None),
     }
+    if any(row.quality is not None for row in rows):
+        for column, (quantity, unit) in _MEASURED.items():
+            measured = [getattr(row.quality, quantity, math.nan) for row in rows]
+            columns[column] = (*double(measured), unit)
     table = fits.BinTableHDU.from_columns(
         [
             fits.Column(name=name, format=form, array=array, unit=unit)

@@ -13,7 +13,7 @@ use crate::cancel::CancelToken;
 use crate::geom::Rect;
 use crate::job::{Input, Job};
 use crate::source::{FileCache, READ_CHUNK_BYTES, Source, cost};
-use crate::weights::blank_zeros;
+use crate::weights::{Saturation, blank_zeros};
 use crate::{Result, parallel};
 
 /// Rows of an input that are looked at, if it has so many: shares of its height to a thirtieth.
@@ -47,6 +47,9 @@ pub struct Findings {
     pub zero_share: f64,
     /// Whether these are many, and lie together as borders and gaps do.
     pub has_blank_zeros: bool,
+    /// Part of them that is saturated, or at the end of the integers in which they are stored, in
+    /// every channel.
+    pub full_share: f64,
     /// Whether no channel has two different values.
     pub is_constant: bool,
     /// Standard deviation of the noise by channel; NaN where it cannot be told.
@@ -151,7 +154,10 @@ impl Eye {
 
 /// What is gathered of an image, row by row.
 struct Gathered {
+    /// From this value on a pixel is full.
+    full_from: f32,
     pixels: u64,
+    full: u64,
     zeros: u64,
     zero_runs: u64,
     valid: u64,
@@ -160,9 +166,9 @@ struct Gathered {
 }
 
 impl Gathered {
-    fn new(channels: usize) -> Self {
+    fn new(channels: usize, full_from: f32) -> Self {
         let ranges = vec![(f32::INFINITY, f32::NEG_INFINITY); channels];
-        Self { pixels: 0, zeros: 0, zero_runs: 0, valid: 0, ranges }
+        Self { full_from, pixels: 0, full: 0, zeros: 0, zero_runs: 0, valid: 0, ranges }
     }
 
     fn is_constant(&self) -> bool {
@@ -193,6 +199,7 @@ impl Gathered {
             self.zero_runs += u64::from(is_zero && !*in_zeros);
             *in_zeros = is_zero;
             self.valid += u64::from(planes.iter().all(|plane| !plane[k].is_nan()));
+            self.full += u64::from(planes.iter().all(|plane| plane[k] >= self.full_from));
         }
         for (plane, (low, high)) in planes.iter().zip(&mut self.ranges) {
             for &value in plane.iter() {
@@ -217,7 +224,9 @@ impl Look<'_> {
     fn at_image(&self, wanted: Wanted, eye: &mut Eye) -> Result<Findings> {
         let image = &*self.input.image;
         let mut noise = [vec![Vec::new(); image.channels()], vec![Vec::new(); image.channels()]];
-        let mut gathered = Gathered::new(image.channels());
+        let level = self.input.weighting.saturation.map_or(f32::INFINITY, Saturation::level);
+        let full_from = level.min(image.encoding.greatest());
+        let mut gathered = Gathered::new(image.channels(), full_from);
         let rows = chosen_rows(image.height, wanted.rows());
         self.rows(image, rows, eye, |planes, in_zeros, space| {
             let zeros = gathered.zeros;
@@ -230,7 +239,7 @@ impl Look<'_> {
         let mut is_constant = gathered.is_constant();
         if is_constant {
             // One other value in any row is enough to know better.
-            let mut whole = Gathered::new(image.channels());
+            let mut whole = Gathered::new(image.channels(), full_from);
             self.rows(image, 0..image.height, eye, |planes, in_zeros, _| {
                 whole.add(planes, in_zeros);
                 whole.is_constant()
@@ -238,7 +247,7 @@ impl Look<'_> {
             is_constant = whole.is_constant();
             gathered = if is_constant { whole } else { gathered };
         } else if UNSURE.contains(&gathered.share(gathered.zeros)) {
-            gathered = Gathered::new(image.channels());
+            gathered = Gathered::new(image.channels(), full_from);
             self.rows(image, 0..image.height, eye, |planes, in_zeros, _| {
                 gathered.add(planes, in_zeros);
                 true
@@ -250,6 +259,7 @@ impl Look<'_> {
             valid_share: gathered.share(gathered.valid),
             zero_share: gathered.share(gathered.zeros),
             has_blank_zeros: gathered.has_blank_zeros(),
+            full_share: gathered.share(gathered.full),
             is_constant,
             noise,
             noise_without_zeros,
@@ -375,7 +385,7 @@ mod tests {
     use super::*;
 
     fn gathered(rows: &[Vec<f32>]) -> Gathered {
-        let mut gathered = Gathered::new(1);
+        let mut gathered = Gathered::new(1, 10.0);
         for row in rows {
             gathered.add(&[&mut row.clone()], &mut false);
         }
@@ -418,11 +428,18 @@ mod tests {
         assert!(gathered(&[vec![3.0, nan, 3.0], vec![3.0; 3]]).is_constant());
         assert!(gathered(&[vec![nan; 3]]).is_constant());
         assert!(!gathered(&[vec![3.0; 3], vec![3.0, 3.0, 3.5]]).is_constant());
-        let mut two = Gathered::new(2);
+        let mut two = Gathered::new(2, 10.0);
         two.add(&[&mut [1.0, 1.0], &mut [2.0, 2.0]], &mut false);
         assert!(two.is_constant());
         two.add(&[&mut [1.0], &mut [1.0]], &mut false);
         assert!(!two.is_constant());
+    }
+
+    #[test]
+    fn full_is_what_is_full_in_every_channel() {
+        let mut two = Gathered::new(2, 10.0);
+        two.add(&[&mut [9.0, 10.0, 11.0, f32::NAN], &mut [10.0, 10.0, 9.0, 10.0]], &mut false);
+        assert_eq!((two.pixels, two.valid, two.full), (4, 3, 1));
     }
 
     #[test]

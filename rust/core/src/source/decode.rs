@@ -57,6 +57,20 @@ pub struct Encoding {
     pub blank: Option<i64>,
 }
 
+impl Encoding {
+    /// The value of the greatest integer that can be stored; infinity for floating-point samples.
+    pub fn greatest(&self) -> f32 {
+        let stored = match self.sample {
+            SampleType::U8 => f64::from(u8::MAX),
+            SampleType::I16 => f64::from(i16::MAX),
+            SampleType::I32 => f64::from(i32::MAX),
+            SampleType::I64 => i64::MAX as f64,
+            SampleType::F32 | SampleType::F64 => f64::INFINITY,
+        };
+        if self.scale > 0.0 { (self.zero + self.scale * stored) as f32 } else { f32::INFINITY }
+    }
+}
+
 /// Decode `bytes` into `out`, sample for sample; what is not finite becomes NaN.
 #[inline(always)]
 pub fn decode(bytes: &[u8], encoding: &Encoding, out: &mut [f32]) {

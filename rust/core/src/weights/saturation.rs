@@ -30,6 +30,11 @@ impl Saturation {
         (level > 0.0 && level < f32::INFINITY).then_some(Self { level })
     }
 
+    /// The least value that is saturated.
+    pub fn level(self) -> f32 {
+        self.level
+    }
+
     /// Hide the values of saturated pixels in NaN.
     pub fn hide(self, pixels: &mut [f32]) {
         for pixel in pixels {
