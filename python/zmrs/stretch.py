@@ -109,9 +109,12 @@ def run_pass(
     last = layout.sweeps - 1
     noted = journal.found(name)
     totals = None if noted is None else Totals.of(noted["totals"])
-    at = None
-    if marks is not None:
-        at = _zmrs.Marks(marks) if noted is None else _zmrs.Marks.reopen(marks, noted["marks"])
+    at, saved = None, None
+    if marks is not None and noted is None:
+        at = _zmrs.Marks(marks)
+    elif marks is not None and noted is not None:
+        saved = Path(noted["marks"])
+        at = _zmrs.Marks.reopen(marks, saved)
     files = [*dict.fromkeys(target[0] for target in targets if target is not None)]
     files += [path for path in (marks, bounds) if path is not None]
     done = (totals.read_bytes, totals.reached[1]) if totals is not None else (0, 0)
@@ -134,10 +137,15 @@ def run_pass(
         stretch = Totals.of(stats)
         totals = stretch if totals is None else totals.then(stretch)
         done = (totals.read_bytes, totals.reached[1])
-        saved = None
+        before, saved = saved, None
         if at is not None:
-            saved = f"{marks}-{totals.reached[1]}"
+            saved = Path(f"{marks}-{totals.reached[1]}")
             at.save(saved)
-            files = [*files, Path(saved)]
-        journal.note(name, {"totals": totals.as_dict(), "marks": saved}, files)
+        journal.note(
+            name,
+            {"totals": totals.as_dict(), "marks": None if saved is None else str(saved)},
+            [*files, *([saved] if saved else [])],
+        )
+        if before is not None:
+            before.unlink(missing_ok=True)
     return totals, at

@@ -172,7 +172,8 @@ def test_the_scratch(tmp_path: Path) -> None:
     )  # fmt: skip
     assert result.stats["two_pass"]["applied"]
     seams = sum(x // 512 != (x + shape[1] - 1) // 512 for x in [450, 490, 530, 970])
-    assert most == 640 * (4 * 1300 + 16 * (4 + seams))
+    marks, tasks = 640 * (4 + seams), 640 // 32
+    assert most == 640 * 4 * 1300 + 16 * marks + 32 * tasks
     assert most <= result.stats["scratch_bytes"] < 1.01 * most
     assert tree(scratch) == set()
 

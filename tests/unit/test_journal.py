@@ -68,6 +68,21 @@ def test_the_last_note_of_a_name_counts(out: Path) -> None:
     assert found(out, "pass") == [{"rows": 3}]
 
 
+def test_files_of_a_superseded_note_may_go(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the journal begins, and after."""
+    now = 0.0
+    monkeypatch.setattr(zmrs.io.journal.time, "monotonic", lambda: now)
+    with stopped(out, after_s=30.0) as journal:
+        journal.open(lambda: JOB)
+        for rows in (1, 2, 3, 4):
+            now += 14.0
+            file = journal.scratch(f"marks-{rows}")
+            file.touch()
+            journal.note("pass", {"rows": rows}, [file])
+            journal.scratch(f"marks-{rows - 1}").unlink(missing_ok=True)
+    assert found(out, "pass") == [{"rows": 4}]
+
+
 def test_a_run_gone_on_with_may_be_interrupted_again(out: Path) -> None:
     interrupted(out, one={"rows": 5})
     interrupted(out, two={"rows": 6})

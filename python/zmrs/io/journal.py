@@ -174,7 +174,7 @@ class Journal:
         changed = differences(lines[0].what, _plain(identity()))
         if changed:
             return f"this is another job: {changed}"
-        for line in lines:
+        for line in {line.name: line for line in lines}.values():
             for name, size in line.files.items():
                 try:
                     is_there = Path(name).stat().st_size >= size
@@ -215,6 +215,7 @@ class Journal:
             return
         self._lines[name] = what
         sizes = {os.fspath(path): Path(path).stat().st_size for path in files}
+        self._pending = [line for line in self._pending if line.name != name]
         self._pending.append(_Line(name, what, sizes))
         if self._file is None and time.monotonic() - self._began < self._after_s:
             return

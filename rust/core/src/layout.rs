@@ -13,7 +13,7 @@ use std::ops::Range;
 use crate::budget::Projection;
 use crate::coadd::{COLUMNS, ROWS, Stack};
 use crate::coverage::gains::{self, Rules};
-use crate::coverage::marks::{Mark, MarkBuffer};
+use crate::coverage::marks::{Mark, MarkBuffer, Marks};
 use crate::coverage::merge::MergeSink;
 use crate::coverage::percentile;
 use crate::geom::Rect;
@@ -235,8 +235,9 @@ impl Layout {
             ..Traffic::default()
         };
         let mut before: Option<Step> = None;
-        let mut marks = 0;
+        let (mut marks, mut tasks) = (0, 0);
         for step in self.steps(job) {
+            tasks += step.rect.height().div_ceil(ROWS);
             traffic.steps += 1;
             traffic.blocks += usize::from(step.is_first);
             for window in &step.windows {
@@ -262,6 +263,8 @@ impl Layout {
         if job.two_pass.is_some() {
             let planes = (job.channels + job.variance_planes()) as u64;
             traffic.two_pass_bytes = planes * plane + (marks * size_of::<Mark>()) as u64;
+            // What is saved of the marks stays until what follows it is on the disk.
+            traffic.two_pass_bytes += 2 * Marks::saved_bytes(tasks, marks);
         }
         traffic
     }

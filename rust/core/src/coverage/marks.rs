@@ -62,6 +62,12 @@ impl Marks {
         Ok(Self { path: path.to_owned(), file, groups: Mutex::default() })
     }
 
+    /// Bytes that [`save`](Self::save) writes at most, once a pass has made so many marks in so many
+    /// tasks: each leaves a group, and one more whenever its buffer is full.
+    pub fn saved_bytes(tasks: usize, marks: usize) -> u64 {
+        ((tasks + marks / AT_ONCE) * 4 * size_of::<u64>()) as u64
+    }
+
     /// Say in the file `path` what has been written until now, for [`reopen`](Self::reopen).
     pub fn save(&self, path: &Path) -> Result<()> {
         let groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
