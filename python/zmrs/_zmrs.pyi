@@ -296,8 +296,12 @@ def fit(
     held_bytes: int,
     planning_peak_bytes: int,
     into_arrays: bool,
+    whole: Job | None = None,
 ) -> Layout:
-    """Cut the output so that it fits the plan, whose workers, rows and bytes are upper bounds."""
+    """Cut the output so that it fits the plan, whose workers, rows and bytes are upper bounds.
+
+    `job` may be a part of a `whole`, or combine what its parts come to.
+    """
 
 def run_pass_into_files(
     job: Job,

@@ -243,7 +243,8 @@ def prepare(
         log.info("%d subs in %d batches", len(placed), len(batches))
         last, _ = stack_job(batches, channels, chosen, options, threshold)
         last_options = sds.stack_options(options)
-    *of_batches, layout = room.fit([batch.job(job) for batch in batches], last, in_memory=in_memory)
+    parts = [batch.job(job) for batch in batches]
+    *of_batches, layout = room.fit(job, parts, last, in_memory=in_memory)
     batch_layouts = {batch.number: of for batch, of in zip(batches, of_batches, strict=True)}
     log.info("plan=%s (memory: %s)", describe(layout.plan), room.allowed.reason)
     survey_bytes = _zmrs.survey_bytes(job, survey.questions(placed, options))
@@ -350,15 +351,16 @@ class _Room:
     planning_peak_bytes: int
 
     def fit(
-        self, before: Sequence[_zmrs.Job], last: _zmrs.Job, *, in_memory: bool
+        self, whole: _zmrs.Job, parts: Sequence[_zmrs.Job], last: _zmrs.Job, *, in_memory: bool
     ) -> list[_zmrs.Layout]:
         """Cut the passes of a job, one after the other, so that each fits.
 
-        A refusal names the smallest limit that works for all of them.  `in_memory` is whether the
-        last one leaves its output with the caller.
+        `whole` is the job of all inputs; `parts` of it come before the pass of `last`, which is the
+        whole itself if there are none.  A refusal names the smallest limit that works for all of
+        them.  `in_memory` is whether the last one leaves its output with the caller.
         """
         layouts, refusals = [], []
-        for job in (*before, last):
+        for job in (*parts, last):
             try:
                 layouts.append(
                     _zmrs.fit(
@@ -368,6 +370,7 @@ class _Room:
                         self.allowed.held_bytes,
                         self.planning_peak_bytes,
                         in_memory and job is last,
+                        whole,
                     )
                 )
             except BudgetError as refusal:

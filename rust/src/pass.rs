@@ -104,9 +104,11 @@ impl Layout {
     }
 }
 
-/// Cut the output so that it fits the plan, whose workers, rows and bytes are upper bounds, or
-/// refuse.
+/// Cut the output of a job, or of what comes of it in parts, so that it fits the plan, whose workers,
+/// rows and bytes are upper bounds, or refuse.
 #[pyfunction]
+#[pyo3(signature = (job, plan, reserved_bytes, held_bytes, planning_peak_bytes, into_arrays,
+                    whole=None))]
 pub fn fit(
     py: Python<'_>,
     job: &Job,
@@ -115,6 +117,7 @@ pub fn fit(
     held_bytes: u64,
     planning_peak_bytes: u64,
     into_arrays: bool,
+    whole: Option<&Job>,
 ) -> PyResult<Layout> {
     zmrs_core::parallel::reserve_little();
     let mut reserved = Projection::default();
@@ -122,8 +125,9 @@ pub fn fit(
     if into_arrays {
         reserved.add("result arrays", job.0.output_bytes());
     }
-    let fitted =
-        py.detach(|| layout::fit(&job.0, &plan.0, &reserved, held_bytes, planning_peak_bytes));
+    let whole = whole.map_or(&job.0, |whole| &whole.0);
+    let fitted = py
+        .detach(|| layout::fit(&job.0, whole, &plan.0, &reserved, held_bytes, planning_peak_bytes));
     let fitted = fitted.map_err(|e| errors::to_py(py, &e))?;
     let traffic = py.detach(|| fitted.layout.traffic(&job.0));
     Ok(Layout { fitted, traffic })

@@ -132,7 +132,7 @@ fn job(kernel: Kernel, combine: Combine, depth: usize) -> Job {
 
 fn run(job: &Job) -> u64 {
     let plan = Plan { memory_bytes: Some(1 << 30), ..Plan::default() };
-    let fitted = layout::fit(job, &plan, &Projection::default(), 0, 0).unwrap();
+    let fitted = layout::fit(job, job, &plan, &Projection::default(), 0, 0).unwrap();
     let (mut image, mut coverage) = (vec![0.0; EDGE * EDGE], vec![0.0; EDGE * EDGE]);
     let sink = MemorySink::new(EDGE, vec![&mut image, &mut coverage], Vec::new(), Vec::new());
     let ledger = Ledger::new(1 << 30);

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::pages::{Pages, Zero};
 use crate::{Error, Result};
 
 const MIB: u64 = 1 << 20;
@@ -50,8 +51,15 @@ impl Ledger {
 
     /// Lend `len` values of `T`, all zero.
     pub fn zeroed<T: Zero>(self: &Arc<Self>, len: usize) -> Result<LeasedVec<T>> {
-        let lease = self.reserve((len * size_of::<T>()) as u64)?;
-        Ok(LeasedVec { data: zeroed(len)?, _lease: lease })
+        let bytes = (len * size_of::<T>()) as u64;
+        let lease = self.reserve(bytes)?;
+        let refused = || {
+            Error::Budget(format!(
+                "the system refused {} MiB of memory; set a lower --memory",
+                bytes / MIB
+            ))
+        };
+        Ok(LeasedVec { data: Pages::zeroed(len).ok_or_else(refused)?, _lease: lease })
     }
 
     /// The most that was ever lent at once, in bytes.
@@ -84,48 +92,10 @@ pub fn give_back() {
     }
 }
 
-/// A slice of zeros from fresh pages, which cost nothing until they are touched. Unlike `vec!` it
-/// gives an error when the system has no more, instead of ending the process.
-fn zeroed<T: Zero>(len: usize) -> Result<Box<[T]>> {
-    let refused = || {
-        let bytes = len.saturating_mul(size_of::<T>());
-        Error::Budget(format!(
-            "the system refused {} MiB of memory; set a lower --memory",
-            bytes as u64 / MIB
-        ))
-    };
-    let layout = std::alloc::Layout::array::<T>(len).map_err(|_| refused())?;
-    if layout.size() == 0 {
-        return Ok(Box::default());
-    }
-    // SAFETY: the size is not zero; all zero bits are a valid `T`, as the trait demands; the
-    // pointer, if there is one, comes from the allocator of `Box` with the layout of `len` values.
-    unsafe {
-        let start = std::alloc::alloc_zeroed(layout).cast::<T>();
-        if start.is_null() {
-            return Err(refused());
-        }
-        Ok(Box::from_raw(std::ptr::slice_from_raw_parts_mut(start, len)))
-    }
-}
-
-/// Plain numbers whose zero is all zero bits, so that a fresh buffer costs no memory until touched.
-///
-/// # Safety
-///
-/// All zero bits must be a valid value of the type.
-pub unsafe trait Zero: Copy {}
-
-macro_rules! zero {
-    // SAFETY: these are plain numbers.
-    ($($t:ty),*) => { $(unsafe impl Zero for $t {})* };
-}
-zero!(u8, u32, u64, f32, f64);
-
 /// A buffer of fixed length that is on loan from a ledger.
 #[derive(Debug)]
 pub struct LeasedVec<T> {
-    data: Box<[T]>,
+    data: Pages<T>,
     _lease: Lease,
 }
 

@@ -304,6 +304,8 @@ pub struct Fitted {
 
 /// Cut the output into the tallest bands and the widest blocks that fit the plan's memory.
 ///
+/// `whole` is the job of all inputs, which are decompressed and matched before; `job` is that, a part
+/// of it, or what its parts come to.
 /// The plan's workers, rows and chunk bytes are upper bounds. `reserved` are terms that exist
 /// beside the engine's: the process itself, arrays of the caller. `held_bytes` are not counted by
 /// whoever set the limit; messages leave them out. `planning_peak_bytes` is what the process has
@@ -311,6 +313,7 @@ pub struct Fitted {
 /// before anything is allocated.
 pub fn fit(
     job: &Job,
+    whole: &Job,
     plan: &Plan,
     reserved: &Projection,
     held_bytes: u64,
@@ -323,10 +326,10 @@ pub fn fit(
             plan.cpu_workers = workers;
             plan.reasons.push("workers_memory".to_owned());
         }
-        let fixed = fixed_terms(job, &plan, reserved);
-        Fitting { job, plan, fixed, held_bytes, planning_peak_bytes }.fit()
+        let fixed = fixed_terms(job, whole, &plan, reserved);
+        Fitting { job, whole, plan, fixed, held_bytes, planning_peak_bytes }.fit()
     };
-    let mut workers = affordable_workers(job, plan, reserved);
+    let mut workers = affordable_workers(job, whole, plan, reserved);
     loop {
         match attempt(workers) {
             Err(Error::Budget(_) | Error::DoesNotFit { .. }) if workers > 1 => workers -= 1,
@@ -336,9 +339,9 @@ pub fn fit(
 }
 
 /// Workers of the plan for whose buffers there is room.
-fn affordable_workers(job: &Job, plan: &Plan, reserved: &Projection) -> u64 {
+fn affordable_workers(job: &Job, whole: &Job, plan: &Plan, reserved: &Projection) -> u64 {
     let each = worker_bytes(job) + STACK_BYTES as u64;
-    let without = fixed_terms(job, &Plan { cpu_workers: 0, ..plan.clone() }, reserved);
+    let without = fixed_terms(job, whole, &Plan { cpu_workers: 0, ..plan.clone() }, reserved);
     let allowed = plan.memory_bytes.unwrap_or(u64::MAX);
     let room = allowed.saturating_sub(without.total());
     (room / WORKERS_PART / each).clamp(1, plan.cpu_workers)
@@ -347,6 +350,7 @@ fn affordable_workers(job: &Job, plan: &Plan, reserved: &Projection) -> u64 {
 /// One attempt to cut the output, with a given number of workers.
 struct Fitting<'a> {
     job: &'a Job,
+    whole: &'a Job,
     plan: Plan,
     fixed: Projection,
     held_bytes: u64,
@@ -359,7 +363,7 @@ impl Fitting<'_> {
         let allowed = plan.memory_bytes.unwrap_or(u64::MAX);
         let chunk = plan.max_chunk_bytes.unwrap_or(u64::MAX);
         // Samples that are kept are not available to the passes.
-        let kept = if job.two_pass.is_some() { self.matching_bytes(0) } else { 0 };
+        let kept = if job.two_pass.is_some() { matching_bytes(job, plan) } else { 0 };
         let taken = self.fixed.total().saturating_add(self.workers_bytes()).saturating_add(kept);
         let available = allowed.saturating_sub(taken).min(chunk);
         let most_rows = plan.rows_per_chunk.map_or(job.height, |rows| rows as usize);
@@ -402,13 +406,12 @@ impl Fitting<'_> {
     }
 
     /// What matching takes beyond what the passes will take after it. Its samples are kept for a
-    /// second pass, and dropped before a single one.
+    /// second pass, and dropped before a single one; those of the whole are dropped before its parts.
     fn matching_bytes(&self, passes: u64) -> u64 {
-        if self.job.matching.is_none() {
-            return 0;
-        }
-        let bytes = photometry::bytes(self.job, self.plan.cpu_workers);
-        if self.job.two_pass.is_some() { bytes } else { bytes.saturating_sub(passes) }
+        let (job, plan) = (self.job, &self.plan);
+        let kept = if job.two_pass.is_some() { matching_bytes(job, plan) } else { 0 };
+        let dropped = matching_bytes(self.whole, plan).max(matching_bytes(job, plan));
+        kept.max(dropped.saturating_sub(passes))
     }
 
     /// The worst moment with this layout, and the part of it that the plan calls a chunk: windows,
@@ -554,16 +557,21 @@ fn least_window_bytes(job: &Job) -> u64 {
 }
 
 /// All that is not leased from the ledger of a pass.
-fn fixed_terms(job: &Job, plan: &Plan, reserved: &Projection) -> Projection {
+fn fixed_terms(job: &Job, whole: &Job, plan: &Plan, reserved: &Projection) -> Projection {
     let mut terms = reserved.clone();
-    terms.add("decompressed inputs", job.deferred_bytes());
+    terms.add("decompressed inputs", whole.deferred_bytes());
     // While one is decompressed its file, and copies in other byte orders, exist beside it.
-    terms.add("decompressing", job.largest_packed_bytes().saturating_mul(DECOMPRESSING));
+    terms.add("decompressing", whole.largest_packed_bytes().saturating_mul(DECOMPRESSING));
     terms.add("coordinate grids", job.grid_bytes());
     let threads = plan.cpu_workers + SERVICE_THREADS;
     terms.add("thread stacks", threads * STACK_BYTES as u64);
     terms.add("interpreter growth", SERVICE_BYTES);
     terms
+}
+
+/// What it takes to match the inputs of a job, if they are matched.
+fn matching_bytes(job: &Job, plan: &Plan) -> u64 {
+    if job.matching.is_some() { photometry::bytes(job, plan.cpu_workers) } else { 0 }
 }
 
 /// What a worker leases.

@@ -20,6 +20,7 @@ pub mod job;
 pub mod layout;
 mod load;
 mod noise;
+mod pages;
 pub mod parallel;
 pub mod pass;
 pub mod photometry;

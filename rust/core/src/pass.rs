@@ -186,7 +186,7 @@ impl Worker {
     }
 }
 
-fn planes<T: crate::budget::Zero>(
+fn planes<T: crate::pages::Zero>(
     count: usize,
     len: usize,
     ledger: &Arc<Ledger>,

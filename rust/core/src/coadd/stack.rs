@@ -6,10 +6,11 @@ use super::estimate::{Column, LANES, Lanes, Look, Verdict};
 use super::variance::{self, Sampled};
 use super::{COLUMNS, Gather, Place, ROWS, Stacked};
 use crate::Result;
-use crate::budget::{LeasedVec, Ledger, Zero};
+use crate::budget::{LeasedVec, Ledger};
 use crate::cpu::dispatched;
 use crate::geom::Rect;
 use crate::job::{Input, Job};
+use crate::pages::Zero;
 use crate::resample::RUN;
 
 /// Samples of a stack, unless its depth needs more: what the second-level cache holds.

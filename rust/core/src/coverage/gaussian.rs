@@ -11,7 +11,7 @@
 
 use std::f64::consts::PI;
 
-use crate::budget::Zero;
+use crate::pages::Zero;
 use crate::{Error, Result};
 
 /// Values of one step, one a lane, and steps of one block.

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::planes::as_bytes_mut;
-use crate::budget::{LeasedVec, Ledger, Zero};
+use crate::budget::{LeasedVec, Ledger};
+use crate::pages::Zero;
 use crate::source::read_exact_at;
 use crate::{Error, Result};
 

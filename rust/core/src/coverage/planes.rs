@@ -99,7 +99,7 @@ impl Planes for MemoryPlanes {
 }
 
 /// The memory of numbers, as bytes to read into.
-pub(crate) fn as_bytes_mut<T: crate::budget::Zero>(values: &mut [T]) -> &mut [u8] {
+pub(crate) fn as_bytes_mut<T: crate::pages::Zero>(values: &mut [T]) -> &mut [u8] {
     // SAFETY: any bytes are values of a plain number, and u8 has no alignment.
     unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
 }
