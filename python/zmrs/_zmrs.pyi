@@ -28,6 +28,7 @@ __all__ = [
     "build_info",
     "copy_planes",
     "fit",
+    "give_back",
     "lattice_bytes",
     "luminance_percentile",
     "measure_gains",
@@ -42,6 +43,9 @@ __all__ = [
 
 def build_info() -> dict[str, str]:
     """Version, instruction set in use and build profile of the engine."""
+
+def give_back() -> None:
+    """Give memory that was freed back to the system, as every call of the engine does."""
 
 @final
 class Plan:

@@ -20,7 +20,6 @@ __all__ = [
     "MemoryLimit",
     "available_bytes",
     "forget_peak",
-    "give_back",
     "memory_limits",
     "near_system_limit",
     "peak_resident_bytes",
@@ -95,14 +94,6 @@ def forget_peak() -> None:
     """Let `peak_resident_bytes` begin anew, so that it tells of one job; Linux only."""
     with contextlib.suppress(OSError):
         (_PROC / "self/clear_refs").write_text("5")
-
-
-def give_back() -> None:
-    """Give memory that was freed back to the system; only glibc keeps much of it."""
-    import ctypes  # noqa: PLC0415  (late: seldom needed)
-
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def memory_limits() -> list[MemoryLimit]:

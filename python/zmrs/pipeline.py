@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zmrs import limits, photometry, sds, survey
+from zmrs import photometry, sds, survey
 from zmrs.errors import InputError
 from zmrs.events import Stage
 from zmrs.identity import identity_of
@@ -274,8 +274,6 @@ def _stacked(
     )
     made = sds.make_mega_tiles(prepared, job, tiles, scratch, journal, listener)
     prepared.seconds["batches"] = made.seconds
-    # What their passes have freed in small pieces must not add to the buffers of the last one.
-    limits.give_back()
     if not are_matched(sds.stack_options(options), tiles):
         return made, None
     levels = photometry.match(made.stack, options, listener, with_gains=False)
@@ -296,7 +294,6 @@ def _matched(
     if not options.two_pass or prepared.batches:
         # The passes will need the memory.
         matching = replace(matching, samples=None)
-        limits.give_back()
     return replace(prepared, job=job), matching
 
 

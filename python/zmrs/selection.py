@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zmrs import inputs, limits
+from zmrs import _zmrs, inputs, limits
 from zmrs.criterion import QUANTITIES, Comparison, Criterion, Usual
 from zmrs.errors import InputError
 from zmrs.events import Stage
@@ -162,7 +162,7 @@ def _measured(
         except InputError as error:
             damaged[image.name] = LeftOut(image.name, str(error))
         # What a crowded frame leaves behind must not add up, nor be missing in the passes.
-        limits.give_back()
+        _zmrs.give_back()
         stage.advance(number)
     stage.end()
     return qualities, damaged

@@ -1,4 +1,4 @@
-//! What this build is.
+//! What this build is, and what it holds.
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -12,4 +12,10 @@ pub fn build_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     info.set_item("profile", if cfg!(debug_assertions) { "debug" } else { "release" })?;
     info.set_item("target", std::env::consts::ARCH)?;
     Ok(info)
+}
+
+/// Give memory that was freed back to the system, as every call of the engine does.
+#[pyfunction]
+pub fn give_back() {
+    zmrs_core::budget::give_back();
 }

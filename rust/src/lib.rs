@@ -19,7 +19,7 @@ mod _zmrs {
     #[pymodule_export]
     use super::geometry::CoordGrid;
     #[pymodule_export]
-    use super::info::build_info;
+    use super::info::{build_info, give_back};
     #[pymodule_export]
     use super::job::{Input, Job, Source};
     #[pymodule_export]
