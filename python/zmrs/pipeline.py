@@ -180,12 +180,20 @@ def _with(
     threshold = prepared.plan.two_pass_coverage_threshold
     names = {one.image.name for one in placed}
     kept = [k for k, one in enumerate(prepared.placed) if one.image.name in names]
+    job = job_of(prepared.channels, prepared.grid, placed, options, threshold)
+    batches, last = sds.without(prepared.batches, kept), job
+    if batches:
+        last, _ = stack_job(batches, prepared.channels, prepared.grid, options, threshold)
+    if left_out:
+        # Others of them are now loaded together, which may want more room than before.
+        of_batches, layout = prepared.room.cut(job, batches, last)
+        more |= {"batch_layouts": of_batches, "layout": layout}
     return replace(
         prepared,
         placed=placed,
-        batches=sds.without(prepared.batches, kept),
+        batches=batches,
         left_out=prepared.left_out + left_out,
-        job=job_of(prepared.channels, prepared.grid, placed, options, threshold),
+        job=job,
         **more,
     )
 

@@ -84,6 +84,8 @@ class Prepared:
         How the pass of each batch is cut, by its number.
     layout
         How the last job is cut: that of the inputs, or of the stacks of their batches.
+    room
+        What there is for it.
     allowed
         Where the memory limit comes from.
     reserved_bytes
@@ -116,6 +118,7 @@ class Prepared:
     batches: list[sds.Batch]
     batch_layouts: dict[int, _zmrs.Layout]
     layout: _zmrs.Layout
+    room: Room
     allowed: Allowance
     reserved_bytes: int
     n_passes: int
@@ -233,7 +236,7 @@ def prepare(
 
     threshold = (plan or Plan()).two_pass_coverage_threshold
     job = job_of(channels, chosen, placed, options, threshold)
-    room = _room(chosen, placed, options, caps, allowed, plan, peak_before, base)
+    room = _room(chosen, placed, options, caps, allowed, plan, peak_before, base, in_memory)
     if selected.unmet_bytes:
         # It will refuse, and name a limit that does for everything.
         room = replace(room, planning_peak_bytes=selected.unmet_bytes)
@@ -243,12 +246,10 @@ def prepare(
         log.info("%d subs in %d batches", len(placed), len(batches))
         last, _ = stack_job(batches, channels, chosen, options, threshold)
         last_options = sds.stack_options(options)
-    parts = [batch.job(job) for batch in batches]
-    *of_batches, layout = room.fit(job, parts, last, in_memory=in_memory)
-    batch_layouts = {batch.number: of for batch, of in zip(batches, of_batches, strict=True)}
-    log.info("plan=%s (memory: %s)", describe(layout.plan), room.allowed.reason)
+    batch_layouts, layout = room.cut(job, batches, last)
     survey_bytes = _zmrs.survey_bytes(job, survey.questions(placed, options))
     clock.lap("plan")
+    of_batches = [*batch_layouts.values()]
     scratch_bytes = _scratch_bytes(job, channels, [*of_batches, layout], batches, placed, options)
     return Prepared(
         grid=chosen,
@@ -261,6 +262,7 @@ def prepare(
         batches=batches,
         batch_layouts=batch_layouts,
         layout=layout,
+        room=room,
         allowed=room.allowed,
         reserved_bytes=room.reserved_bytes,
         n_passes=2 if options.two_pass else 1,
@@ -342,25 +344,28 @@ def _selected(
 
 
 @dataclass(frozen=True)
-class _Room:
-    """What there is for a job: its plan, the limit, and what the process holds already."""
+class Room:
+    """What there is for a job: its plan, the limit, and what the process holds already.
+
+    `in_memory` is whether the last pass leaves its output with the caller.
+    """
 
     plan: Plan
     allowed: Allowance
     reserved_bytes: int
     planning_peak_bytes: int
+    in_memory: bool
 
-    def fit(
-        self, whole: _zmrs.Job, parts: Sequence[_zmrs.Job], last: _zmrs.Job, *, in_memory: bool
-    ) -> list[_zmrs.Layout]:
-        """Cut the passes of a job, one after the other, so that each fits.
+    def cut(
+        self, whole: _zmrs.Job, batches: Sequence[sds.Batch], last: _zmrs.Job
+    ) -> tuple[dict[int, _zmrs.Layout], _zmrs.Layout]:
+        """Cut the passes of a job so that each fits: those of the batches, by number, and the last.
 
-        `whole` is the job of all inputs; `parts` of it come before the pass of `last`, which is the
-        whole itself if there are none.  A refusal names the smallest limit that works for all of
-        them.  `in_memory` is whether the last one leaves its output with the caller.
+        `whole` is the job of all inputs, and the last one itself if there are no batches.  A
+        refusal names the smallest limit that works for all of them.
         """
         layouts, refusals = [], []
-        for job in (*parts, last):
+        for job in (*(batch.job(whole) for batch in batches), last):
             try:
                 layouts.append(
                     _zmrs.fit(
@@ -369,7 +374,7 @@ class _Room:
                         self.reserved_bytes,
                         self.allowed.held_bytes,
                         self.planning_peak_bytes,
-                        in_memory and job is last,
+                        self.in_memory and job is last,
                         whole,
                     )
                 )
@@ -378,7 +383,10 @@ class _Room:
         if refusals:
             worst = max(refusals, key=lambda refusal: refusal.least_bytes)
             raise BudgetError(self.allowed.advice(str(worst)), worst.least_bytes)
-        return layouts
+        *of_batches, layout = layouts
+        log.info("plan=%s (memory: %s)", describe(layout.plan), self.allowed.reason)
+        numbers = (batch.number for batch in batches)
+        return dict(zip(numbers, of_batches, strict=True)), layout
 
 
 def _room(
@@ -390,7 +398,8 @@ def _room(
     given: Plan | None,
     peak_before: int,
     base: Finished | None,
-) -> _Room:
+    in_memory: bool,
+) -> Room:
     # What was mapped meanwhile is lost to an address-space limit.
     allowed = allowed.within(limits.memory_limits())
     gpu = {"has_gpu_backend": _HAS_GPU_BACKEND}
@@ -400,7 +409,7 @@ def _room(
         plan, allowed = given_plan(given, options, caps, allowed, **gpu)
     peak = limits.peak_resident_bytes()
     reserved = limits.resident_bytes() + (0 if base is None else base.table_bytes)
-    return _Room(plan, allowed, reserved, peak if peak > peak_before else 0)
+    return Room(plan, allowed, reserved, peak if peak > peak_before else 0, in_memory)
 
 
 def _scratch_bytes(

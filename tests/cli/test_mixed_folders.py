@@ -124,8 +124,9 @@ def test_a_folder_of_everything(mode: str, folder: Path, tmp_path: Path) -> None
         [line] = lines_about(outcome, folder / f"{name}.fits")
         assert line.startswith("warning: ")
         assert words in line
-    # One line for each, and nothing else.
-    assert len(outcome.err.splitlines()) - len(lines_about(outcome, "warning: ")) <= 4
+    # One line for each, and the usual ones; the plan of what is left is told again.
+    assert len(outcome.err.splitlines()) - len(lines_about(outcome, "warning: ")) <= 5
+    assert len(lines_about(outcome, "plan=phase5 ")) == 2
     assert len(lines_about(outcome, "warning: ")) == len(expected)
     with fits.open(out) as hdus:
         rows = {Path(row["NAME"]).stem: row for row in hdus["INPUTS"].data}
