@@ -54,6 +54,9 @@ log = logging.getLogger("zmrs")
 _HAS_GPU_BACKEND = False
 """Whether there is an engine that computes on a GPU."""
 
+_JOURNAL_BYTES = 2048
+"""What the journal of a long run takes at most for each input while it is begun."""
+
 _MOSTLY_EMPTY = 10.0
 """An output of more than so many times the inputs' area is warned of."""
 
@@ -409,6 +412,7 @@ def _room(
         plan, allowed = given_plan(given, options, caps, allowed, **gpu)
     peak = limits.peak_resident_bytes()
     reserved = limits.resident_bytes() + (0 if base is None else base.table_bytes)
+    reserved += 0 if in_memory else _JOURNAL_BYTES * len(placed)
     return Room(plan, allowed, reserved, peak if peak > peak_before else 0, in_memory)
 
 
