@@ -54,6 +54,9 @@ log = logging.getLogger("zmrs")
 _HAS_GPU_BACKEND = False
 """Whether there is an engine that computes on a GPU."""
 
+_SWEEP_LEAVES_BYTES = 8 << 20
+"""What a sweep for ``--select`` leaves in the process at most: libraries that it has brought."""
+
 _JOURNAL_BYTES = 2048
 """What the journal of a long run takes at most for each input while it is begun."""
 
@@ -242,7 +245,11 @@ def prepare(
     room = _room(chosen, placed, options, caps, allowed, plan, peak_before, base, in_memory)
     if selected.unmet_bytes:
         # It will refuse, and name a limit that does for everything.
-        room = replace(room, planning_peak_bytes=selected.unmet_bytes)
+        room = replace(
+            room,
+            planning_peak_bytes=selected.unmet_bytes,
+            reserved_bytes=room.reserved_bytes + _SWEEP_LEAVES_BYTES,
+        )
     batches, last, last_options = [], job, options
     if options.has_batches:
         batches = sds.plan_batches(job, placed, chosen, options)
