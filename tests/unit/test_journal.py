@@ -211,3 +211,33 @@ def test_files_in_use_stay_when_others_are_cleared(out: Path, tmp_path: Path) ->
             assert file.read_bytes() == b"data"
             assert not (journal.folder / "one").exists()
         assert tree(tmp_path) - {"scratch"} == set()
+
+
+def test_another_scratch_folder_starts_anew(
+    out: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What lies in it may be of another job."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    for place in (one, other):
+        place.mkdir()
+    for before, now in ((None, other), (one, other), (one, None)):
+        with stopped(out, before) as journal:
+            journal.open(lambda: JOB)
+            file = journal.scratch("tile")
+            file.write_bytes(b"data")
+            journal.note("tile", {"rows": 1}, [file])
+        with Journal(out, now, after_s=0.0, resumes=True) as journal:
+            journal.open(lambda: JOB)
+            assert journal.found("tile") is None
+        assert "starting anew: the scratch of the interrupted run is" in caplog.text
+        caplog.clear()
+        assert tree(tmp_path) == {"one", "other"}
+
+
+def test_a_run_is_gone_on_with_from_another_folder(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    interrupted(Path(out.name), one={"rows": 5})
+    monkeypatch.chdir("/")
+    assert found(out, "one") == [{"rows": 5}]

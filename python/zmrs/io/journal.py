@@ -34,6 +34,9 @@ __all__ = ["Journal", "differences"]
 log = logging.getLogger("zmrs")
 
 _FORMAT = 1
+_SCRATCH = "scratch"
+"""Line that says where the files of a run lie."""
+
 _PATIENCE = 20.0
 """Between two lines of a pass lies at least so many times what writing one has taken."""
 
@@ -74,11 +77,15 @@ class Journal:
         self._in_use: set[Path] = set()
         self.output, self.temporary = output, None
         if output is not None:
-            self.folder = output.with_name(output.name + ".zmrs-state")
-            self.temporary = output.with_name(f".{output.name}.part")
-            name = hashlib.blake2b(os.fsencode(output.absolute()), digest_size=4).hexdigest()
+            # Absolute, since a run may be gone on with from another folder.
+            place = output.absolute()
+            self.folder = place.with_name(place.name + ".zmrs-state")
+            self.temporary = place.with_name(f".{place.name}.part")
+            name = hashlib.blake2b(os.fsencode(place), digest_size=4).hexdigest()
             self._scratch = (
-                self.folder if scratch is None else scratch / f".{output.name}-{name}.zmrs-scratch"
+                self.folder
+                if scratch is None
+                else scratch.absolute() / f".{place.name}-{name}.zmrs-scratch"
             )
 
     # ------------------------------------------------------------------------------- the folder
@@ -162,6 +169,9 @@ class Journal:
         if reason:
             log.warning("%s: starting anew: %s", self.output, reason)
             self.clear()
+            before = _scratch_of(lines)
+            if before not in (None, self._scratch, self.folder):
+                shutil.rmtree(before, ignore_errors=True)
             return
         self._lines = {line.name: line.what for line in lines[1:]}
         self._begin(lines)
@@ -174,6 +184,10 @@ class Journal:
         changed = differences(lines[0].what, _plain(identity()))
         if changed:
             return f"this is another job: {changed}"
+        before = _scratch_of(lines)
+        if before != self._scratch:
+            # What it has made is there and not here.
+            return f"the scratch of the interrupted run is {before}, not in the folder named now"
         for line in {line.name: line for line in lines}.values():
             for name, size in line.files.items():
                 try:
@@ -221,7 +235,8 @@ class Journal:
             return
         began = time.monotonic()
         if self._file is None:
-            self._begin([_Line("job", _plain(self._identity()), {})])
+            job = _Line("job", _plain(self._identity()), {})
+            self._begin([job, _Line(_SCRATCH, {"folder": os.fspath(self._scratch)}, {})])
         for path in dict.fromkeys(path for line in self._pending for path in line.files):
             _sync(Path(path))
         self._file.writelines(line.to_bytes() for line in self._pending)
@@ -315,6 +330,12 @@ def _read(path: Path) -> list[_Line]:
             return []
         lines.append(_Line(name, what, files))
     return lines
+
+
+def _scratch_of(lines: list[_Line]) -> Path | None:
+    """Where the files of a run lie; None where its journal does not say."""
+    folders = [line.what["folder"] for line in lines if line.name == _SCRATCH]
+    return Path(folders[-1]) if folders else None
 
 
 def _sync(path: Path) -> None:
