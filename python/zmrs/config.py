@@ -464,6 +464,11 @@ class Options:
                 f"--sds-min-coverage-keep: {as_text(self.sds_min_coverage_keep)} leaves nothing;"
                 " give 0 to below 1."
             )
+        if self.has_batches and "sum" in (self.combine, self.sds_combine):
+            raise UsageError(
+                "--combine sum: stacks of batches weigh by their coverage, so their sum would mean "
+                "nothing; give --batch 0, or another combine."
+            )
         if self.variance and self.has_batches:
             raise UsageError(
                 "--variance: stacks of batches do not carry it; give --batch 0, or drop it."

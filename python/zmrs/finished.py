@@ -251,6 +251,8 @@ def _check_kind(path: Path, header: Header, names: set[str]) -> None:
         cause = f"its inputs were combined by {combine}, and only a mean can go on without them"
     elif stack != "mean":
         cause = f"the stacks of its batches were combined by {stack}, not by mean"
+    elif header.get("ZMKEEP"):
+        cause = "pixels of low coverage were emptied (--sds-min-coverage-keep)"
     elif header.get("ZMTWOP"):
         cause = "a second pass (--two-pass) has changed its pixels"
     elif "VAR" in names:

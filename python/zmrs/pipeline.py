@@ -125,7 +125,8 @@ def make_mosaic(
     total_s = time.perf_counter() - began
     result.stats["seconds"]["total"] = total_s
     result.stats["forecast_ratio"] = total_s / prepared.forecast_s
-    if result.stats["workers"] < prepared.plan.cpu_workers:
+    # What an interrupted run has done may have been done by fewer.
+    if result.stats["workers"] < prepared.plan.cpu_workers and not journal.goes_on:
         log.warning(
             "the system granted %d of %d threads; its limit on them is low (ulimit -u)",
             result.stats["workers"],

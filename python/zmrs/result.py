@@ -276,12 +276,16 @@ def _option_cards(options: Options) -> list[tuple[str, Any, str]]:
 
 
 def _batch_cards(prepared: Prepared, options: Options) -> list[tuple[str, Any, str]]:
-    if not prepared.batches:
-        return []
-    return [
-        ("ZMBATCH", len(prepared.batches), "batches whose stacks were combined"),
-        ("ZMSTACK", options.sds_combine, "how the stacks of batches were combined"),
-    ]
+    told: list[tuple[str, Any, str]] = []
+    if prepared.batches:
+        told = [
+            ("ZMBATCH", len(prepared.batches), "batches whose stacks were combined"),
+            ("ZMSTACK", options.sds_combine, "how the stacks of batches were combined"),
+        ]
+    if options.mode == "sds" and options.sds_min_coverage_keep > 0:
+        least = options.sds_min_coverage_keep
+        told.append(("ZMKEEP", least, "part of the coverage below which all is empty"))
+    return told
 
 
 def figures_of(prepared: Prepared, run: Run) -> dict[str, Any]:

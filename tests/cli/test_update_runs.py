@@ -127,6 +127,10 @@ def test_the_mosaic_itself_is_no_frame(night: list[Path], tmp_path: Path) -> Non
 REFUSED_MOSAICS = {
     "median": (("--combine", "median"), "combined by median"),
     "sum": (("--combine", "sum"), "combined by sum"),
+    "emptied": (
+        ("--mode", "sds", "--batch", "0", "--combine", "mean", "--sds-min-coverage-keep", "0.5"),
+        "pixels of low coverage were emptied",
+    ),
     "two passes": (("--two-pass",), "a second pass (--two-pass) has changed its pixels"),
     "variance": (("--variance",), "it has variances (VAR)"),
     "subs": (("--mode", "sds", "--batch", "2"), "combined by kappa-sigma"),

@@ -190,6 +190,8 @@ def test_scratch_has_a_limit(folder: Path, tmp_path: Path) -> None:
         ({"sds_coverage": 1.5}, "--sds-coverage: 1.5 is no part"),
         ({"sds_min_coverage_keep": 1.0}, "--sds-min-coverage-keep: 1 leaves nothing"),
         ({"variance": True}, "stacks of batches do not carry it"),
+        ({"combine": "sum"}, "their sum would mean nothing"),
+        ({"sds_combine": "sum"}, "their sum would mean nothing"),
         ({"journal_after": -1.0}, "--journal-after: -1 s is no time"),
     ],
 )

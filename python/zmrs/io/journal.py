@@ -62,6 +62,8 @@ class Journal:
     ----------
     temporary
         Where the output is while it is made; None without one.
+    goes_on
+        Whether an interrupted run is gone on with.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Journal:
         self._file: Any = None
         self._lock: Any = None
         self._in_use: set[Path] = set()
+        self.goes_on = False
         self.output, self.temporary = output, None
         if output is not None:
             # Absolute, since a run may be gone on with from another folder.
@@ -175,6 +178,7 @@ class Journal:
             return
         self._lines = {line.name: line.what for line in lines[1:]}
         self._begin(lines)
+        self.goes_on = True
         log.info("%s: going on with an interrupted run", self.output)
 
     def _against(self, lines: list[_Line], identity: Callable[[], Mapping[str, Any]]) -> str:
