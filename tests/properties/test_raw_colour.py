@@ -164,6 +164,20 @@ def test_saturated_pixels_give_way_with_what_they_are_mixed_into(tmp_path: Path)
     assert (alone.data[:, 30:33, 40:43] == 65_000.0).all()
 
 
+@pytest.mark.parametrize("how", ["on", "auto"])
+def test_blank_zeros_mix_into_nothing(how: str, tmp_path: Path) -> None:
+    ((raw, wcs),) = raw_frames(1)
+    raw[20:40] = 0
+    made = zmrs.mosaic(
+        [write(tmp_path / "a.fits", raw, wcs, BAYERPAT="GRBG")],
+        wcs=wcs, shape=SHAPE, kernel="nearest", match="none", zero_is_blank=how,
+    )  # fmt: skip
+    expected = colours(raw, "GRBG")
+    # A row beside them mixes its colours with zeros.
+    expected[:, 19:41] = np.nan
+    np.testing.assert_array_equal(made.data, expected)
+
+
 def test_mono_among_colour_is_refused(tmp_path: Path) -> None:
     (raw, wcs), (other, _) = raw_frames(2)
     write(tmp_path / "colour.fits", raw, wcs, BAYERPAT="RGGB")

@@ -63,7 +63,7 @@ fn colours(c: &mut Criterion) {
     group.bench_function("bilinear", |b| {
         b.iter(|| {
             let mut planes: Vec<_> = out.iter_mut().map(|plane| &mut plane[..]).collect();
-            raw.read(0, &files, black_box(&rect), &mut planes, EDGE, &mut scratch).unwrap();
+            raw.read(0, &files, black_box(&rect), &mut planes, EDGE, false, &mut scratch).unwrap();
         });
     });
     group.finish();

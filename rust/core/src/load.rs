@@ -158,10 +158,12 @@ impl Loader<'_> {
                 planes.iter_mut().map(|plane| &mut plane[above + margin..]).collect();
             let (image, weights) = parts.split_at_mut(input.image.channels());
             let key = 2 * window.input;
-            let mut read = input.image.read(key, self.files, &inside, image, width, chunk)?;
+            let zero_is_blank = input.weighting.zero_is_blank;
+            let mut read =
+                input.image.read(key, self.files, &inside, image, width, zero_is_blank, chunk)?;
             if let Some(map) = &input.weight_map {
                 let key = key + usize::from(!input.is_one_file());
-                read += map.read(key, self.files, &inside, weights, width, chunk)?;
+                read += map.read(key, self.files, &inside, weights, width, false, chunk)?;
             }
             self.read_bytes.fetch_add(read, Ordering::Relaxed);
         }

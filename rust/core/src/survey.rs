@@ -302,7 +302,7 @@ impl Look<'_> {
                 let len = rect.width();
                 let planes = planes.iter_mut().take(source.channels());
                 let mut seen: Vec<_> = planes.map(|plane| &mut plane[..len]).collect();
-                let read = source.read(key, self.files, &rect, &mut seen, len, chunk)?;
+                let read = source.read(key, self.files, &rect, &mut seen, len, false, chunk)?;
                 self.read_bytes.fetch_add(read, Ordering::Relaxed);
                 if !see(&mut seen, &mut in_zeros, space) {
                     return Ok(());

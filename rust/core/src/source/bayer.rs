@@ -121,9 +121,9 @@ pub fn stored(rect: &Rect, source: &Source) -> impl Iterator<Item = Rect> {
     strips(rect, source).map(|(_, stored)| stored)
 }
 
-/// Read the pixels of `rect` into three planes, as [`Source::read`] does.
+/// Read the pixels of `rect` into three planes, as [`Source::read`] does; zeros are blank if so told.
 pub fn read(
-    bayer: Bayer,
+    (bayer, zero_is_blank): (Bayer, bool),
     source: &Source,
     key: usize,
     files: &FileCache,
@@ -154,6 +154,11 @@ pub fn read(
             let wanted = Rect::new(stored.x0..stored.x1, fresh.clone());
             bytes_read +=
                 source.read_plane(key, files, 0, &wanted, &mut into[left..], line, bytes)?;
+            if zero_is_blank {
+                for pixel in &mut *into {
+                    *pixel = if *pixel == 0.0 { f32::NAN } else { *pixel };
+                }
+            }
             for line in into.chunks_mut(line) {
                 if columns.start == 0 {
                     line[0] = line[2];
@@ -203,7 +208,9 @@ mod tests {
         let mut planes = [const { Vec::new() }; 3].map(|_: Vec<f32>| vec![0.5; rect.area()]);
         let mut scratch = vec![0; READ_CHUNK_BYTES];
         let mut all: Vec<_> = planes.iter_mut().map(|plane| &mut plane[..]).collect();
-        source.read(0, &FileCache::default(), rect, &mut all, rect.width(), &mut scratch).unwrap();
+        source
+            .read(0, &FileCache::default(), rect, &mut all, rect.width(), false, &mut scratch)
+            .unwrap();
         planes
     }
 

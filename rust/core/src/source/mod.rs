@@ -74,7 +74,8 @@ impl Source {
 
     /// Read the pixels of `rect`, which must lie within the frame, into a plane a channel, whose
     /// rows are `stride` apart. `key` names the file in the cache, `scratch` has
-    /// [`READ_CHUNK_BYTES`]. Returns the bytes read.
+    /// [`READ_CHUNK_BYTES`]. With `zero_is_blank` the zeros of a raw frame are invalid before its
+    /// colours are mixed; those of others are not looked at here. Returns the bytes read.
     pub fn read(
         &self,
         key: usize,
@@ -82,10 +83,12 @@ impl Source {
         rect: &Rect,
         planes: &mut [&mut [f32]],
         stride: usize,
+        zero_is_blank: bool,
         scratch: &mut [u8],
     ) -> Result<u64> {
         if let Some(filters) = self.bayer {
-            return bayer::read(filters, self, key, files, rect, planes, stride, scratch);
+            let how = (filters, zero_is_blank);
+            return bayer::read(how, self, key, files, rect, planes, stride, scratch);
         }
         let planes = planes.iter_mut().enumerate();
         planes.map(|(k, plane)| self.read_plane(key, files, k, rect, plane, stride, scratch)).sum()
