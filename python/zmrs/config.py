@@ -450,6 +450,11 @@ class Options:
             raise UsageError(
                 f"--batch: {self.batch} is no batch; give 2 or more, or 0 for all at once."
             )
+        if self.batch is not None and self.mode != "sds":
+            raise UsageError(
+                f"--batch {self.batch}: there are batches in --mode sds only; give that too, or "
+                "drop this option."
+            )
         if self.sds_target_batch < self.sds_min_batch:
             raise UsageError(
                 f"--sds-target-batch: {self.sds_target_batch} is less than --sds-min-batch"

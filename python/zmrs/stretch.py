@@ -116,7 +116,7 @@ def run_pass(
         saved = Path(noted["marks"])
         at = _zmrs.Marks.reopen(marks, saved)
     files = [*dict.fromkeys(target[0] for target in targets if target is not None)]
-    files += [path for path in (marks, bounds) if path is not None]
+    files += [] if marks is None else [marks]
     done = (totals.read_bytes, totals.reached[1]) if totals is not None else (0, 0)
 
     def tell(read_bytes: int, rows: int) -> bool:
@@ -137,6 +137,9 @@ def run_pass(
         stretch = Totals.of(stats)
         totals = stretch if totals is None else totals.then(stretch)
         done = (totals.read_bytes, totals.reached[1])
+        # A finished pass has no more use for its bounds, and the next one makes its own.
+        is_finished = totals.reached == (last, shape[0])
+        between = [] if bounds is None or is_finished else [bounds]
         before, saved = saved, None
         if at is not None:
             saved = Path(f"{marks}-{totals.reached[1]}")
@@ -144,7 +147,7 @@ def run_pass(
         journal.note(
             name,
             {"totals": totals.as_dict(), "marks": None if saved is None else str(saved)},
-            [*files, *([saved] if saved else [])],
+            [*files, *between, *([saved] if saved else [])],
         )
         if before is not None:
             before.unlink(missing_ok=True)

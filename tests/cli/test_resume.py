@@ -133,6 +133,27 @@ def test_stopped_in_good_order(number: int, subs: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("case", ["normal", "stream"])
+def test_a_finished_pass_is_kept(case: str, subs: Path, tmp_path: Path) -> None:
+    """Killed in its second pass a run does not make the first one again."""
+    words = CASES[case]
+    reference, out = tmp_path / "reference.fits", tmp_path / "out.fits"
+    assert mosaic(subs, reference, *words).status == 0
+    command = ("mosaic", subs, "-o", out, *AT_ONCE, *words, "--progress", "json")
+    process = start(*command, env=bare_env())
+    assert process.stderr is not None
+    for line in process.stderr:
+        if '"stage": "two_pass"' in line:
+            break
+    process.kill()
+    process.communicate()
+    again = mosaic(subs, out, *AT_ONCE, *words)
+    assert "going on with an interrupted run" in again.err
+    assert "starting anew" not in again.err
+    assert result(out) == result(reference)
+
+
+@pytest.mark.slow
 def test_another_job_starts_anew(subs: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.fits"
     command = ("mosaic", subs, "-o", out, "--overwrite", *AT_ONCE, *CASES["sds"])

@@ -200,6 +200,11 @@ def test_what_makes_no_sense(options: dict[str, Any], words: str, folder: Path) 
         zmrs.mosaic([folder], mode="sds", **options)
 
 
+def test_batches_belong_to_a_mode(folder: Path) -> None:
+    with pytest.raises(UsageError, match="there are batches in --mode sds only"):
+        zmrs.mosaic([folder], batch=3)
+
+
 def test_a_stray_sub_does_not_stretch_the_mosaic() -> None:
     shape = (100, 120)
     near = [(sky.frame_wcs(shape), shape)] * 900

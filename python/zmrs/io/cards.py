@@ -108,8 +108,18 @@ def primary_header(
     header = _image_header("SIMPLE", channels, shape)
     cards = [("NCOMBINE", n_combined, "images combined"), *_inherited(metas), *software]
     for keyword, value, comment in [*wcs_cards, *cards]:
-        header[keyword] = (_printable(value), comment)
+        printable = _printable(value)
+        header[keyword] = (printable, _fitting(printable, comment))
     return header
+
+
+def _fitting(value: Any, comment: str) -> str:
+    """As much of a comment as stands beside a text on one card; astropy would warn of the rest."""
+    if not isinstance(value, str):
+        return comment
+    quoted = len(value) + value.count("'") + 2
+    room = 80 - len("KEYWORD = ") - quoted - len(" / ")
+    return comment if quoted > 70 else comment[: max(room, 0)]
 
 
 def extension_header(
