@@ -56,7 +56,7 @@ def update(mosaic: Path, *words: object) -> Case:
 
 
 @pytest.mark.parametrize("words", [(), ("--match", "gain"), ("--kernel", "lanczos3")])
-@pytest.mark.parametrize("limit_mib", [100, 256, 1024])
+@pytest.mark.parametrize("limit_mib", [128, 256, 1024])
 def test_a_large_mosaic(limit_mib: int, words: tuple[str, ...], mosaic: Path) -> None:
     case = update(mosaic, "--memory", f"{limit_mib}MiB", *words)
     case.assert_kept(f"8 panels to 8, {limit_mib} MiB {' '.join(words)}", limit_mib)
