@@ -110,8 +110,8 @@ def weighted_median(values: Array, weights: Array) -> float:
     values, weights = values[order], weights[order]
     below = np.cumsum(weights)
     half = 0.5 * weights.sum()
-    place = int(np.argmax(below >= half))
-    if below[place] == half and place + 1 < len(values):
+    place = int(np.argmax(below >= half * (1 - 1e-9)))
+    if abs(below[place] - half) <= 1e-9 * half and place + 1 < len(values):
         return float(0.5 * (values[place] + values[place + 1]))
     return float(values[place])
 

@@ -442,8 +442,8 @@ def _scratch_bytes(
     if options.scratch_max is not None and size > options.scratch_max:
         instead = ", or give --batch 0, which needs none for batches" if batches else ""
         raise BudgetError(
-            f"scratch files would take {(size >> 20) + 1} MiB, and --scratch-max allows "
-            f"{options.scratch_max >> 20}; raise it{instead}."
+            f"scratch files would take {-(-size >> 20)} MiB, and --scratch-max allows "
+            f"{options.scratch_max / 2**20:.4g}; raise it{instead}."
         )
     return size
 

@@ -164,8 +164,8 @@ def _seen_before(path: str, seen: dict[tuple[int, int], set[str] | str]) -> bool
 
 def and_others(names: Sequence[str], shown: int = 3) -> str:
     """Shorten a list of names to ``a, b, c and 7 others``."""
-    text = ", ".join(names[:shown])
-    return text if len(names) <= shown else f"{text} and {len(names) - shown} others"
+    text, more = ", ".join(names[:shown]), len(names) - shown
+    return text if more <= 0 else f"{text} and {more} other{'s' if more > 1 else ''}"
 
 
 def expand_inputs(args: Sequence[str], *, recursive: bool = False) -> tuple[list[str], list[str]]:

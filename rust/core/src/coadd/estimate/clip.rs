@@ -1,6 +1,6 @@
 //! Iterative clipping about the median.
 
-use super::{Column, Kept, LANES};
+use super::{Column, Kept, LANES, Lanes};
 
 /// How often the median and the spread are taken anew, at most.
 const ROUNDS: usize = 5;
@@ -48,7 +48,7 @@ fn rounds<const WINSORIZED: bool>(column: &Column, kappa: (f64, f64)) -> Kept {
         let sigma = if WINSORIZED {
             winsorized_spread(column, &kept, &centre)
         } else {
-            spread(column, &kept, &centre, &[f64::INFINITY; LANES], 0.0)
+            spread::<false>(column, &kept, &centre, &[f64::INFINITY; LANES], 0.0)
         };
         let mut next = kept;
         for lane in 0..LANES {
@@ -76,7 +76,7 @@ fn rounds<const WINSORIZED: bool>(column: &Column, kappa: (f64, f64)) -> Kept {
 /// The standard deviation of samples that are drawn in to some of it, when it no longer changes.
 #[inline(always)]
 fn winsorized_spread(column: &Column, kept: &Kept, centre: &[f64; LANES]) -> [f64; LANES] {
-    let mut sigma = spread(column, kept, centre, &[f64::INFINITY; LANES], 1.0);
+    let mut sigma = spread::<false>(column, kept, centre, &[f64::INFINITY; LANES], 1.0);
     let mut settled = [false; LANES];
     for lane in 0..LANES {
         // Lanes without samples have NaN, which never settles.
@@ -87,7 +87,7 @@ fn winsorized_spread(column: &Column, kept: &Kept, centre: &[f64; LANES]) -> [f6
         for lane in 0..LANES {
             reach[lane] *= DRAWN_IN;
         }
-        let next = spread(column, kept, centre, &reach, 1.0);
+        let next = spread::<true>(column, kept, centre, &reach, 1.0);
         let mut done = true;
         for lane in 0..LANES {
             let next = CORRECTION * next[lane];
@@ -103,11 +103,12 @@ fn winsorized_spread(column: &Column, kept: &Kept, centre: &[f64; LANES]) -> [f6
     sigma
 }
 
-/// Standard deviations of the samples kept, when they are drawn in to `reach` about `centre`: from
-/// sums about it, where no digits are lost. `fewer` is taken from the number of samples by which
-/// the sum of squares is divided: 0 for the root of the mean square, 1 for an unbiased variance.
+/// Standard deviations of the samples kept, from sums about `centre`, where no digits are lost; if
+/// `DRAWN`, of samples drawn in to `reach` about it. `fewer` is taken from the number of samples by
+/// which the sum of squares is divided: 0 for the root of the mean square, 1 for an unbiased
+/// variance.
 #[inline(always)]
-fn spread(
+fn spread<const DRAWN: bool>(
     column: &Column,
     kept: &Kept,
     centre: &[f64; LANES],
@@ -116,38 +117,76 @@ fn spread(
 ) -> [f64; LANES] {
     // As doubles, so that every array of the loop has lanes of the same width.
     let (mut first, mut past) = ([0.0; LANES], [0.0; LANES]);
-    let (mut low, mut high) = (usize::MAX, 0);
+    // Some lane counts the rows of `any`, every lane those of `all`.
+    let (mut any, mut all) = (usize::MAX..0, 0..usize::MAX);
     for lane in 0..LANES {
-        (first[lane], past[lane]) = (kept.first[lane] as f64, kept.past[lane] as f64);
-        (low, high) = (low.min(kept.first[lane]), high.max(kept.past[lane]));
+        let (low, high) = (kept.first[lane], kept.past[lane]);
+        (first[lane], past[lane]) = (low as f64, high as f64);
+        any = any.start.min(low)..any.end.max(high);
+        all = all.start.max(low)..all.end.min(high);
     }
-    let (mut sum, mut squares) = ([0.0; LANES], [0.0; LANES]);
-    for place in low..high {
-        let (row, place) = (&column.sorted[place], place as f64);
-        for lane in 0..LANES {
-            let off = f64::from(row[lane]) - centre[lane];
-            let off = if off < reach[lane] { off } else { reach[lane] };
-            let off = if off > -reach[lane] { off } else { -reach[lane] };
-            let counts = (place >= first[lane]) & (place < past[lane]);
-            let off = if counts { off } else { 0.0 };
-            sum[lane] += off;
-            squares[lane] += off * off;
-        }
+    let all = if all.is_empty() { any.end..any.end } else { all };
+    let mut moments = Moments::default();
+    for place in any.start..all.start {
+        let counted = (place as f64, &first, &past);
+        moments.add::<DRAWN, true>(&column.sorted[place], centre, reach, counted);
+    }
+    for place in all.clone() {
+        let counted = (place as f64, &first, &past);
+        moments.add::<DRAWN, false>(&column.sorted[place], centre, reach, counted);
+    }
+    for place in all.end..any.end {
+        let counted = (place as f64, &first, &past);
+        moments.add::<DRAWN, true>(&column.sorted[place], centre, reach, counted);
     }
     let mut sigma = [0.0; LANES];
     for lane in 0..LANES {
-        let n = past[lane] - first[lane];
+        let (sum, n) = (moments.sum[lane], past[lane] - first[lane]);
         let over = if n > fewer { n - fewer } else { n };
-        let variance = (squares[lane] - sum[lane] * sum[lane] / n) / over;
+        let variance = (moments.squares[lane] - sum * sum / n) / over;
         // Rounding may leave a little less than nothing; NaN stays.
         sigma[lane] = if variance < 0.0 { 0.0 } else { variance.sqrt() };
     }
     sigma
 }
 
+/// Sums of the distances of samples from a centre, and of their squares.
+#[derive(Default)]
+struct Moments {
+    sum: [f64; LANES],
+    squares: [f64; LANES],
+}
+
+impl Moments {
+    /// Add a row of samples, drawn in to `reach` if `DRAWN`; if `SOME`, only in the lanes between
+    /// whose first and last row its place lies.
+    #[inline(always)]
+    fn add<const DRAWN: bool, const SOME: bool>(
+        &mut self,
+        row: &Lanes,
+        centre: &[f64; LANES],
+        reach: &[f64; LANES],
+        (place, first, past): (f64, &[f64; LANES], &[f64; LANES]),
+    ) {
+        for lane in 0..LANES {
+            let mut off = f64::from(row[lane]) - centre[lane];
+            if DRAWN {
+                off = if off < reach[lane] { off } else { reach[lane] };
+                off = if off > -reach[lane] { off } else { -reach[lane] };
+            }
+            if SOME {
+                let counts = (place >= first[lane]) & (place < past[lane]);
+                off = if counts { off } else { 0.0 };
+            }
+            self.sum[lane] += off;
+            self.squares[lane] += off * off;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::{Lanes, sort};
+    use super::super::sort;
     use super::*;
 
     /// The samples that are kept, in ascending order; all lanes look at the same ones.

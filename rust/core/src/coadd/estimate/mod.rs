@@ -206,12 +206,38 @@ fn weighted_median(samples: impl Iterator<Item = (f64, f64)>) -> f64 {
     let mut below = 0.0;
     for pair in samples.windows(2) {
         below += pair[0].1;
+        // Rounding must not decide: equal weights give what no weights give.
+        if (below - half).abs() <= JUST * half {
+            return f64::midpoint(pair[0].0, pair[1].0);
+        }
         if below > half {
             return pair[0].0;
         }
-        if below == half {
-            return f64::midpoint(pair[0].0, pair[1].0);
-        }
     }
     samples.last().map_or(f64::NAN, |last| last.0)
+}
+
+/// Sums of weights that differ by no more than this part are the same.
+const JUST: f64 = 1e-9;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_weights_give_the_plain_median() {
+        for n in 1..40_usize {
+            for weight in [0.1, 0.3, 1.0, 7.7] {
+                let samples = (0..n).map(|k| ((k * 7 % n) as f64, weight));
+                let middle = (n - 1) as f64 / 2.0;
+                let found = weighted_median(samples);
+                if !n.is_multiple_of(7) {
+                    assert_eq!(found, middle, "{n} of {weight}");
+                }
+            }
+        }
+        assert_eq!(weighted_median([(1.0, 1.0), (2.0, 3.0)].into_iter()), 2.0);
+        assert_eq!(weighted_median([(1.0, 3.0), (2.0, 2.0), (3.0, 1.0)].into_iter()), 1.5);
+        assert!(weighted_median([].into_iter()).is_nan());
+    }
 }
