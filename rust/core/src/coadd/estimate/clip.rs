@@ -117,17 +117,17 @@ fn spread<const DRAWN: bool>(
 ) -> [f64; LANES] {
     // As doubles, so that every array of the loop has lanes of the same width.
     let (mut first, mut past) = ([0.0; LANES], [0.0; LANES]);
-    // Some lane counts the rows of `any`, every lane those of `all`.
-    let (mut any, mut all) = (usize::MAX..0, 0..usize::MAX);
+    // Some lane counts the rows from `low` to `high`, every lane those of `all`.
+    let (mut low, mut high, mut all) = (usize::MAX, 0, 0..usize::MAX);
     for lane in 0..LANES {
-        let (low, high) = (kept.first[lane], kept.past[lane]);
-        (first[lane], past[lane]) = (low as f64, high as f64);
-        any = any.start.min(low)..any.end.max(high);
-        all = all.start.max(low)..all.end.min(high);
+        let (from, to) = (kept.first[lane], kept.past[lane]);
+        (first[lane], past[lane]) = (from as f64, to as f64);
+        (low, high) = (low.min(from), high.max(to));
+        all = all.start.max(from)..all.end.min(to);
     }
-    let all = if all.is_empty() { any.end..any.end } else { all };
+    let all = if all.is_empty() { high..high } else { all };
     let mut moments = Moments::default();
-    for place in any.start..all.start {
+    for place in low..all.start {
         let counted = (place as f64, &first, &past);
         moments.add::<DRAWN, true>(&column.sorted[place], centre, reach, counted);
     }
@@ -135,7 +135,7 @@ fn spread<const DRAWN: bool>(
         let counted = (place as f64, &first, &past);
         moments.add::<DRAWN, false>(&column.sorted[place], centre, reach, counted);
     }
-    for place in all.end..any.end {
+    for place in all.end..high {
         let counted = (place as f64, &first, &past);
         moments.add::<DRAWN, true>(&column.sorted[place], centre, reach, counted);
     }
