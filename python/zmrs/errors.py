@@ -11,6 +11,8 @@ from __future__ import annotations
 __all__ = [
     "BudgetError",
     "Cancelled",
+    "DeviceError",
+    "DeviceMemoryError",
     "DiskFullError",
     "GridError",
     "InputError",
@@ -83,6 +85,14 @@ class DiskFullError(OutputError):
     """The disk filled up while the output or the scratch was written."""
 
     exit_status = 5
+
+
+class DeviceError(ZmrsError):
+    """A device failed while it computed; without ``--gpu on`` the CPU then does its work."""
+
+
+class DeviceMemoryError(DeviceError):
+    """The memory of a device did not suffice."""
 
 
 class Cancelled(ZmrsError):  # noqa: N818  (its public name)

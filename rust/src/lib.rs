@@ -1,6 +1,7 @@
 //! The extension module `zmrs._zmrs`: what Python may ask of the engine. Nothing is computed here.
 
 mod arrays;
+mod device;
 mod errors;
 mod gate;
 mod geometry;
@@ -16,6 +17,8 @@ use pyo3::prelude::*;
 
 #[pymodule]
 mod _zmrs {
+    #[pymodule_export]
+    use super::device::{Step, describe_input, describe_job, grid_of_input};
     #[pymodule_export]
     use super::geometry::CoordGrid;
     #[pymodule_export]

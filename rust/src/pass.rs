@@ -11,11 +11,13 @@ use zmrs_core::budget::{Ledger, Projection};
 use zmrs_core::cancel::CancelToken;
 use zmrs_core::coverage::merge::MergeSink;
 use zmrs_core::coverage::planes::Planes as CorePlanes;
+use zmrs_core::device;
 use zmrs_core::layout::{self, Fitted, Traffic};
 use zmrs_core::pass::{Place, Progress};
 use zmrs_core::sink::{FitsSink, MemorySink, Sink};
 use zmrs_core::sweeps::{self, Scratch};
 
+use crate::device::Device;
 use crate::job::Job;
 use crate::plan::Plan;
 use crate::two_pass::{Marks, Planes};
@@ -155,7 +157,7 @@ pub struct PassStats {
 /// variances in `over_variance`; `epsilon` is added to its luminance for the comparison.
 #[pyfunction]
 #[pyo3(signature = (job, layout, targets, *, start=(0, 0), write_back=false, marks=None, bounds=None, over=None,
-                    over_variance=None, epsilon=0.0, progress=None))]
+                    over_variance=None, epsilon=0.0, device=None, progress=None))]
 pub fn run_pass_into_files(
     py: Python<'_>,
     job: &Job,
@@ -168,6 +170,7 @@ pub fn run_pass_into_files(
     over: Option<&Planes>,
     over_variance: Option<&Planes>,
     epsilon: f64,
+    device: Option<Py<PyAny>>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<PassStats> {
     if !(job.0.channels..=job.0.planes()).contains(&targets.len()) {
@@ -177,7 +180,7 @@ pub fn run_pass_into_files(
     let sink = sink.map_err(|e| errors::to_py(py, &e))?;
     let scratch = bounds.as_deref().map(|path| Scratch { path, write_back });
     let Some(over) = over else {
-        return run(py, job, start, layout, &sink, marks, scratch, progress);
+        return run(py, job, start, layout, &sink, marks, scratch, device, progress);
     };
     let variance = over_variance.map(|planes| &*planes.0);
     if variance.map_or(0, CorePlanes::count) != job.0.variance_planes() {
@@ -185,7 +188,7 @@ pub fn run_pass_into_files(
     }
     let variance = variance.map(|planes| planes as &dyn CorePlanes);
     let sink = MergeSink::new(&*over.0, variance, epsilon, job.0.width, &sink);
-    let stats = run(py, job, start, layout, &sink, marks, scratch, progress)?;
+    let stats = run(py, job, start, layout, &sink, marks, scratch, device, progress)?;
     Ok(PassStats { replaced: sink.replaced(), ..stats })
 }
 
@@ -194,7 +197,7 @@ pub fn run_pass_into_files(
 /// variance (channels, height, width), if it is wanted.
 #[pyfunction]
 #[pyo3(signature = (job, layout, image, coverage, *, counts=None, variance=None, write_back=false,
-                    marks=None, bounds=None, progress=None))]
+                    marks=None, bounds=None, device=None, progress=None))]
 pub fn run_pass_into_arrays(
     py: Python<'_>,
     job: &Job,
@@ -206,6 +209,7 @@ pub fn run_pass_into_arrays(
     write_back: bool,
     marks: Option<&Marks>,
     bounds: Option<PathBuf>,
+    device: Option<Py<PyAny>>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<PassStats> {
     let area = job.0.height * job.0.width;
@@ -224,7 +228,7 @@ pub fn run_pass_into_arrays(
     let variances = variance.into_iter().flat_map(|variance| variance.chunks_mut(area)).collect();
     let sink = MemorySink::new(job.0.width, planes, counts, variances);
     let scratch = bounds.as_deref().map(|path| Scratch { path, write_back });
-    run(py, job, (0, 0), layout, &sink, marks, scratch, progress)
+    run(py, job, (0, 0), layout, &sink, marks, scratch, device, progress)
 }
 
 fn run(
@@ -235,6 +239,7 @@ fn run(
     sink: &dyn Sink,
     marks: Option<&Marks>,
     scratch: Option<Scratch>,
+    device: Option<Py<PyAny>>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<PassStats> {
     let cancel = CancelToken::default();
@@ -249,16 +254,20 @@ fn run(
         }
         Ok(())
     };
+    let device = device.map(Device::new);
     let stats = gate::run(py, &cancel, tick, || {
         let Fitted { layout, plan, outside_bytes, .. } = &layout.fitted;
         let ledger = Ledger::new(plan.memory_bytes.unwrap_or(u64::MAX));
         let _outside = ledger.reserve(*outside_bytes)?;
         let marks = marks.map(|marks| &marks.0);
         let start = Place { sweep, row };
+        let driven = device.as_ref().map(|device| device as &dyn device::Device);
         sweeps::run_pass(
-            &job.0, start, *layout, plan, &ledger, sink, marks, scratch, &cancel, &so_far,
+            &job.0, start, *layout, plan, &ledger, sink, marks, scratch, driven, &cancel, &so_far,
         )
-    })?;
+    });
+    // What has stopped it says more than that something has.
+    let stats = stats.map_err(|e| device.and_then(Device::raised).unwrap_or(e))?;
     Ok(PassStats {
         reached: (stats.reached.sweep, stats.reached.row),
         samples: stats.samples,

@@ -149,6 +149,7 @@ fn run(job: &Job) -> u64 {
         &sink,
         None,
         scratch,
+        None,
         &cancel,
         &progress,
     )

@@ -52,6 +52,9 @@ pub enum Error {
         /// The file that was being written.
         path: PathBuf,
     },
+    /// A device could not compute its rows; whoever drives it knows why.
+    #[error("the device failed")]
+    Device,
     /// The job was stopped on request.
     #[error("cancelled")]
     Cancelled,

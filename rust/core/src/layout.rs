@@ -20,6 +20,7 @@ use crate::geom::Rect;
 use crate::job::Job;
 use crate::load;
 use crate::parallel::STACK_BYTES;
+use crate::pass::covered_len;
 use crate::photometry;
 use crate::plan::Plan;
 use crate::source::{self, READ_CHUNK_BYTES, Source, Store};
@@ -402,7 +403,9 @@ impl Fitting<'_> {
     }
 
     fn workers_bytes(&self) -> u64 {
-        self.plan.cpu_workers * worker_bytes(self.job)
+        let is_marked = self.plan.use_gpu && self.job.two_pass.is_some();
+        let marking = covered_len(self.job, is_marked) as u64;
+        self.plan.cpu_workers * worker_bytes(self.job) + marking
     }
 
     /// What matching takes beyond what the passes will take after it. Its samples are kept for a

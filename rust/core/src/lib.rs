@@ -4,7 +4,7 @@
 //! coordinate grid ([`geom`]) says where each output pixel falls in that window; a kernel
 //! ([`resample`]) samples it there; a combiner ([`coadd`]) gathers the samples of all inputs; a
 //! [`sink`] writes the finished rows. [`pass`] is the one loop over the output that drives them
-//! ([`sweeps`]: once or twice),
+//! ([`sweeps`]: once or twice), whose rows a [`device`] may compute in the workers' place,
 //! [`layout`] cuts the output into blocks that fit, and [`budget`] holds the memory promise.
 //!
 //! Nothing here knows Python, and only [`source`] and [`sink`] know files.
@@ -14,6 +14,7 @@ pub mod cancel;
 pub mod coadd;
 pub mod coverage;
 pub mod cpu;
+pub mod device;
 pub mod error;
 pub mod geom;
 pub mod job;

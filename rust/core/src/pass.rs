@@ -17,6 +17,7 @@ use crate::cancel::CancelToken;
 use crate::coadd::{self, Sweep};
 use crate::coverage::marks::Marks;
 use crate::coverage::planes::FilePlanes;
+use crate::device::{Device, DeviceStep};
 use crate::geom::Rect;
 use crate::job::Job;
 use crate::layout::{Layout, Step};
@@ -73,7 +74,7 @@ pub struct PassStats {
 
 /// One sweep over the inputs of `job`, cut as `layout` says, with the resources of `plan`, from row
 /// `first_row` on. `marks` receives where each input lies; `bounds` are what the sweep holds samples
-/// against, if it does.
+/// against, if it does. With a `device` that computes the rows, and not the workers.
 pub fn run_sweep(
     job: &Job,
     sweep: Sweep,
@@ -84,6 +85,7 @@ pub fn run_sweep(
     sink: &dyn Sink,
     marks: Option<&Marks>,
     bounds: Option<&FilePlanes>,
+    device: Option<&dyn Device>,
     cancel: &CancelToken,
     progress: &Progress,
 ) -> Result<PassStats> {
@@ -96,6 +98,7 @@ pub fn run_sweep(
         sink,
         marks,
         bounds,
+        device,
         cancel,
         pause: &progress.pause,
         first_row,
@@ -112,7 +115,11 @@ pub fn run_sweep(
         running: planes(sweep.running_planes(job), layout.running_len(job), chunk)?,
         bounds: planes(sweep.bounds_planes(job), layout.block_area(job), chunk)?,
         band: Band::new(job, sweep, layout, chunk)?,
+        covered: ledger.zeroed(covered_len(job, device.is_some() && marks.is_some()))?,
     };
+
+    // Dropped before the buffers are, whatever happens.
+    let _release = device.map(Release);
 
     let row = thread::scope(|scope| {
         let (send, bands) = sync_channel::<Band>(1);
@@ -145,10 +152,12 @@ pub fn run_sweep(
         let each = |input: usize| crew.iter().map(|worker| of(&worker.bench)[input]).sum();
         (0..job.inputs.len()).map(each).collect()
     };
+    let of_crew = || (total(Bench::samples), total(Bench::rejected));
+    let (samples, rejected) = device.map_or_else(|| Ok(of_crew()), Device::counts)?;
     Ok(PassStats {
         reached: Place { sweep: 0, row },
-        samples: total(Bench::samples),
-        rejected: total(Bench::rejected),
+        samples,
+        rejected,
         read_bytes: progress.read_bytes.load(Ordering::Relaxed),
         files_opened: files.opened(),
         workers: crew.len() - pass.refused.into_inner(),
@@ -165,6 +174,7 @@ struct Pass<'a> {
     sink: &'a dyn Sink,
     marks: Option<&'a Marks>,
     bounds: Option<&'a FilePlanes>,
+    device: Option<&'a dyn Device>,
     cancel: &'a CancelToken,
     pause: &'a AtomicBool,
     /// Rows before this one are finished already.
@@ -215,6 +225,22 @@ struct Output {
     /// Bounds of the present block, if samples are held against some.
     bounds: Vec<LeasedVec<f32>>,
     band: Band,
+    /// What a device says of where an input lies.
+    covered: LeasedVec<u8>,
+}
+
+/// Tells the device that the buffers of a pass are about to go.
+struct Release<'a>(&'a dyn Device);
+
+impl Drop for Release<'_> {
+    fn drop(&mut self) {
+        self.0.release();
+    }
+}
+
+/// Pixels of which a device says at once whether an input covers them.
+pub(crate) fn covered_len(job: &Job, is_wanted: bool) -> usize {
+    if is_wanted { coadd::ROWS * job.width } else { 0 }
 }
 
 /// The writer: takes bands in order, writes them, gives their buffers back.
@@ -242,6 +268,19 @@ enum Task<'a> {
     Load(LoadTask<'a>),
     /// Output rows of the present step.
     Rows(OutputRows<'a>),
+    /// All of them, on the device, with room for what it says of where inputs lie.
+    Device(DeviceRows<'a>),
+    /// Output rows that the device has computed.
+    Computed(OutputRows<'a>),
+}
+
+/// What the device computes of a step.
+struct DeviceRows<'a> {
+    rect: Rect,
+    is_first: bool,
+    is_last: bool,
+    planes: Vec<&'a mut [f32]>,
+    covered: &'a mut [u8],
 }
 
 impl Pass<'_> {
@@ -274,7 +313,14 @@ impl Pass<'_> {
                     self.loader.tasks(following, next, &loaded).into_iter().map(Task::Load),
                 );
             }
-            tasks.extend(self.row_tasks(&step, output));
+            if self.device.is_some() {
+                tasks.insert(0, Task::Device(self.device_rows(&step, output)));
+                self.run(crew, tasks, &loaded)?;
+                let rows = if step.is_last { self.row_tasks(&step, output) } else { Vec::new() };
+                tasks = rows.into_iter().map(Task::Computed).collect();
+            } else {
+                tasks.extend(self.row_tasks(&step, output).into_iter().map(Task::Rows));
+            }
             self.run(crew, tasks, &loaded)?;
             if step.is_last && step.rect.x1 == self.job.width as i64 {
                 output.band.rows = self.rows_of(&step).start as usize..step.rect.y1 as usize;
@@ -299,8 +345,21 @@ impl Pass<'_> {
         step.rect.y0.max(self.first_row as i64)..step.rect.y1
     }
 
-    /// Tasks that compute the rows of `step` into `output`.
-    fn row_tasks<'a>(&self, step: &Step, output: &'a mut Output) -> Vec<Task<'a>> {
+    /// The rows of `step`, for the device.
+    fn device_rows<'a>(&self, step: &Step, output: &'a mut Output) -> DeviceRows<'a> {
+        let rows = self.rows_of(step);
+        let len = (rows.end - rows.start) as usize * self.job.width;
+        DeviceRows {
+            rect: Rect::new(step.rect.x0..step.rect.x1, rows),
+            is_first: step.is_first,
+            is_last: step.is_last,
+            planes: output.band.planes.iter_mut().map(|plane| &mut plane[..len]).collect(),
+            covered: &mut output.covered,
+        }
+    }
+
+    /// The rows of `step` in pieces for the workers, with their places in `output`.
+    fn row_tasks<'a>(&self, step: &Step, output: &'a mut Output) -> Vec<OutputRows<'a>> {
         let rows = self.rows_of(step);
         let rect = Rect::new(step.rect.x0..step.rect.x1, rows);
         let in_turn = !(step.is_first && step.is_last);
@@ -314,7 +373,7 @@ impl Pass<'_> {
             let count = (rows.end - rows.start) as usize;
             let area = count * rect.width();
             let kept = if in_turn { area } else { 0 };
-            tasks.push(Task::Rows(OutputRows {
+            tasks.push(OutputRows {
                 rect: Rect::new(rect.x0..rect.x1, rows),
                 is_first: step.is_first,
                 is_last: step.is_last,
@@ -324,7 +383,7 @@ impl Pass<'_> {
                     .iter_mut()
                     .map(|plane| take_front(plane, count * self.job.width))
                     .collect(),
-            }));
+            });
         }
         tasks
     }
@@ -342,13 +401,44 @@ impl Pass<'_> {
             Task::Rows(mut rows) => {
                 let (marks, bounds) = (self.marks, self.bounds);
                 worker.bench.compute(self.job, &self.table, loaded, marks, bounds, &mut rows)?;
-                // A row is complete with the last block of its band.
-                if rows.is_last && rows.rect.x1 == self.job.width as i64 {
-                    let span = rows.rect.y0 as usize..rows.rect.y1 as usize;
-                    self.sink.finish(span, &mut rows.planes)?;
-                }
-                Ok(())
+                self.finish(&mut rows)
             }
+            Task::Device(rows) => self.on_device(rows, loaded, &mut worker.bench),
+            Task::Computed(mut rows) => self.finish(&mut rows),
         }
+    }
+
+    /// Hand computed rows on, if the band ends with them.
+    fn finish(&self, rows: &mut OutputRows) -> Result<()> {
+        // A row is complete with the last block of its band.
+        if rows.is_last && rows.rect.x1 == self.job.width as i64 {
+            let span = rows.rect.y0 as usize..rows.rect.y1 as usize;
+            self.sink.finish(span, &mut rows.planes)?;
+        }
+        Ok(())
+    }
+
+    /// Have the device compute rows, and mark where it finds the inputs.
+    fn on_device(&self, rows: DeviceRows, loaded: &[Loaded], bench: &mut Bench) -> Result<()> {
+        let device = self.device.expect("only with a device there are rows for it");
+        let DeviceRows { rect, is_first, is_last, planes, covered } = rows;
+        device.compute(DeviceStep { rect, is_first, is_last, loaded, planes })?;
+        let Some(marks) = self.marks else { return Ok(()) };
+        for y in (rect.y0..rect.y1).step_by(coadd::ROWS) {
+            let together = y..rect.y1.min(y + coadd::ROWS as i64);
+            let lines = together.start as usize..together.end as usize;
+            for (number, Loaded { window, .. }) in loaded.iter().enumerate() {
+                let grid = self.job.inputs[window.input].grid.rect();
+                let served = Rect::new(window.out_x.clone(), together.clone());
+                let part = served.intersect(&rect).intersect(&grid);
+                if !part.is_empty() {
+                    let covered = &mut covered[..part.area()];
+                    device.cover(number, &part, covered)?;
+                    bench.mark(window.input, &part, covered, &lines, marks);
+                }
+            }
+            bench.flush_marks(&lines, marks)?;
+        }
+        Ok(())
     }
 }

@@ -76,6 +76,28 @@ impl Bench {
         &self.rejected
     }
 
+    /// Mark where an input lies on `part`, within the rows `lines` that are computed together, as
+    /// `covered` says for each of its pixels.
+    pub fn mark(
+        &mut self,
+        input: usize,
+        part: &Rect,
+        covered: &[u8],
+        lines: &Range<usize>,
+        file: &Marks,
+    ) {
+        let buffer = self.marks.as_mut().expect("a sweep that marks has room for marks");
+        let mut marker = Marker { buffer, file, rows: lines };
+        for (row, y) in covered.chunks(part.width().max(1)).zip(part.y0..part.y1) {
+            marker.run(input, (part.x0, y), part.width(), |k| row[k] != 0);
+        }
+    }
+
+    /// Write the marks of the rows `lines`.
+    pub fn flush_marks(&mut self, lines: &Range<usize>, file: &Marks) -> Result<()> {
+        self.marks.as_mut().map_or(Ok(()), |buffer| buffer.flush(lines, file))
+    }
+
     /// Compute some output rows of a step from its windows; `marks` receives where inputs lie,
     /// `bounds` has what is kept.
     pub fn compute(

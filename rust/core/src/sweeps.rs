@@ -9,6 +9,7 @@ use crate::budget::Ledger;
 use crate::cancel::CancelToken;
 use crate::coverage::marks::Marks;
 use crate::coverage::planes::FilePlanes;
+use crate::device::Device;
 use crate::job::Job;
 use crate::layout::Layout;
 use crate::pass::{PassStats, Place, Progress, run_sweep};
@@ -27,7 +28,8 @@ pub struct Scratch<'a> {
 
 /// Make the mosaic of `job`, cut as `layout` says, with the resources of `plan`, from `start` on.
 /// `marks` receives where each input lies; `scratch` is needed by combines in two sweeps. A pass that
-/// is paused says how far it has come; samples count in its last sweep.
+/// is paused says how far it has come; samples count in its last sweep. A `device` computes the rows
+/// if there is one: of combines in one sweep, and without variances.
 pub fn run_pass(
     job: &Job,
     start: Place,
@@ -37,13 +39,19 @@ pub fn run_pass(
     sink: &dyn Sink,
     marks: Option<&Marks>,
     scratch: Option<Scratch>,
+    device: Option<&dyn Device>,
     cancel: &CancelToken,
     progress: &Progress,
 ) -> Result<PassStats> {
     let run = |sweep, row, sink: &dyn Sink, marks, bounds: Option<&FilePlanes>| {
-        run_sweep(job, sweep, row, layout, plan, ledger, sink, marks, bounds, cancel, progress)
+        run_sweep(
+            job, sweep, row, layout, plan, ledger, sink, marks, bounds, device, cancel, progress,
+        )
     };
     let sweeps = job.combine.sweeps();
+    if device.is_some() && (sweeps.len() > 1 || job.variance) {
+        return Err(Error::Argument("no device finds variances, or sweeps twice".to_owned()));
+    }
     let [first, second] = sweeps[..] else { return run(sweeps[0], start.row, sink, marks, None) };
     let missing = || Error::Argument("a combine in two sweeps needs a scratch file".to_owned());
     let Scratch { path, write_back } = scratch.ok_or_else(missing)?;

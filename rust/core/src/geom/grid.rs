@@ -213,6 +213,11 @@ impl CoordGrid {
         self.steepest
     }
 
+    /// The nodes, in rows: one line above and left of the first cell, two below and right of the last.
+    pub fn nodes(&self) -> &[[f64; 2]] {
+        &self.nodes
+    }
+
     /// Every cell's kind, in rows.
     pub fn cells(&self) -> &[CellKind] {
         &self.cells

@@ -50,6 +50,12 @@ impl TapTable {
         table
     }
 
+    /// Tap by tap, its value at the centre and the coefficients.
+    pub fn values(&self) -> Vec<f32> {
+        let each = self.at_centre.iter().zip(&self.coefficients);
+        each.flat_map(|(centre, powers)| std::iter::once(*centre).chain(*powers)).collect()
+    }
+
     /// The taps of a run at these fractions, one row a tap.
     #[inline(always)]
     pub(crate) fn taps<const N: usize>(&self, fractions: &[f32; RUN], taps: &mut [[f32; RUN]; N]) {

@@ -1,0 +1,94 @@
+"""What the engine asks of a device, and what a device asks of its hardware."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from zmrs import _zmrs
+
+__all__ = ["Argument", "Buffer", "Device", "Hardware"]
+
+
+class Device(Protocol):
+    """Computes the steps of one pass, one after the other.
+
+    The engine calls it from threads of its own, never from two at once.
+    """
+
+    def compute(self, step: _zmrs.Step) -> None:
+        """Compute a step into the planes that it names, or keep its running values."""
+
+    def cover(self, window: int, part: tuple[int, int, int, int], place: int) -> None:
+        """Write where the mask of a window of the present step covers pixels.
+
+        A byte a pixel of the columns and rows `part` (x0, y0, x1, y1), not 0 where it does, at the
+        address `place`.
+        """
+
+    def counts(self) -> tuple[list[int], list[int]]:
+        """Valid samples of each input until now, and rejected ones."""
+
+    def release(self) -> None:
+        """The buffers of the engine are about to go; no address is good any more."""
+
+
+class Buffer(Protocol):
+    """Memory of the hardware."""
+
+    @property
+    def nbytes(self) -> int:
+        """Its size."""
+
+
+Argument = "Buffer | int | float"
+"""What a kernel gets: the address of a buffer, 64 bits of a whole number, or a double."""
+
+
+class Hardware(Protocol):
+    """A device as such: memory, copies, kernels.  Everything happens in the order of the calls.
+
+    Any call raises `zmrs.errors.DeviceMemoryError` when memory runs out there, and
+    `zmrs.errors.DeviceError` for all else.
+    """
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+
+    def compile(self, text: str, defines: Mapping[str, int]) -> None:
+        """Make the kernels of a text, with macros defined, those that `launch` finds."""
+
+    def allocate(self, nbytes: int) -> Buffer:
+        """Memory of undefined content; it goes back when nobody holds the buffer."""
+
+    def upload(self, buffer: Buffer, place: int, nbytes: int, at: int = 0) -> None:
+        """Copy bytes from an address of the process into a buffer, from byte `at` on."""
+
+    def upload_array(self, buffer: Buffer, array: NDArray[np.generic], at: int = 0) -> None:
+        """Copy a contiguous array into a buffer, from byte `at` on."""
+
+    def download(
+        self, buffer: Buffer, at: int, place: int, row_bytes: int, rows: int, pitch: int
+    ) -> None:
+        """Copy rows that lie one after the other to an address, `pitch` bytes from one to the next.
+
+        They are there once `wait` has returned.
+        """
+
+    def launch(self, kernel: str, count: int, arguments: Sequence[Buffer | int | float]) -> None:
+        """Run a kernel, whose first argument is `count`, the number of its threads."""
+
+    def pin(self, place: int, nbytes: int) -> None:
+        """Say that much will be copied from or to this memory of the process."""
+
+    def unpin(self) -> None:
+        """Forget all memory of the process that is pinned."""
+
+    def wait(self) -> None:
+        """Wait until all is done."""

@@ -1,0 +1,317 @@
+"""A pass on a device: tables of what lies where, and the kernels launched with them.
+
+What the kernels compute is the engine's arithmetic in the engine's order, so the pixels are those of
+the CPU.  Memory is bounded: buffers grow to what the largest step needs, and combines that hold all
+samples of a pixel take the pixels of a step in slices.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from zmrs import _zmrs
+from zmrs.errors import DeviceMemoryError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from zmrs.backends.base import Buffer, Hardware
+
+__all__ = ["METHODS", "GpuPass", "unserved"]
+
+METHODS = (
+    "mean",
+    "sum",
+    "min",
+    "max",
+    "first",
+    "last",
+    "median",
+    "kappa-sigma",
+    "winsorized",
+    "winsorized-reference",
+    "winsor-percentile",
+)
+"""Combines in the order of their numbers in the kernels; the first six need running values only."""
+
+_N_RUNNING = 6
+_TAPS = {"nearest": 1, "bilinear": 2, "bicubic": 4, "lanczos2": 4, "lanczos3": 6}
+_STRIP = 256
+"""Output columns for which the windows over them are listed together, as in the kernels."""
+
+_LEAST_SLICE = 4096
+"""Pixels of a slice at least: fewer would leave most of a device idle."""
+
+
+def unserved(job: _zmrs.Job) -> str:
+    """What of a job no kernel computes, in words; nothing if all is served."""
+    told = _zmrs.describe_job(job)
+    if told["variance"]:
+        return "variances"
+    return "" if told["method"] in METHODS else "combines in two sweeps"
+
+
+def kernel_text() -> str:
+    """The text of the kernels."""
+    return resources.files("zmrs.backends").joinpath("kernels.cu").read_text("ascii")
+
+
+class GpuPass:
+    """One pass of a job, computed on a device.
+
+    Parameters
+    ----------
+    hardware
+        The device.
+    job
+        What is computed; `unserved` says nothing against it.
+    limit_bytes
+        Device memory that all buffers together may take.
+
+    Raises
+    ------
+    zmrs.errors.DeviceError
+        By every method, when the device fails; `zmrs.errors.DeviceMemoryError` when memory runs
+        out.
+    """
+
+    def __init__(self, hardware: Hardware, job: _zmrs.Job, limit_bytes: int) -> None:
+        self._hardware, self._limit_bytes = hardware, limit_bytes
+        told = _zmrs.describe_job(job)
+        self._channels, self._height, self._width = told["shape"]
+        self._n_planes, self._n_inputs = told["planes"], told["inputs"]
+        self._method = METHODS.index(told["method"])
+        self._rules = (*told["kappa"], *told["winsor"], int(told["together"]))
+        self._has_maps = int(told["has_maps"])
+        self._buffers: dict[str, Buffer] = {}
+        self._empty: Buffer | None = None
+        hardware.compile(
+            kernel_text(),
+            {
+                "CHANNELS": self._channels,
+                "TAPS": _TAPS[told["kernel"]],
+                "METHOD": self._method,
+                "SATURATES": int(told["gives_way"]),
+            },
+        )
+        self._put("taps", np.array(told["tap_table"], np.float32))
+        self._counters = [self._put(name, np.zeros(self._n_inputs, np.uint64)) for name in "sr"]
+        self._tell_inputs(job)
+        self._scene: list[Buffer | int | float] = []
+
+    # ------------------------------------------------------------------------------ before the pass
+
+    def _tell_inputs(self, job: _zmrs.Job) -> None:
+        """Bring what determines the samples of the inputs to the device."""
+        each = [_zmrs.describe_input(job, number) for number in range(self._n_inputs)]
+        cells = np.array([one["cells_across_down"] for one in each], np.int64).reshape(-1, 2)
+        first_cell = np.concatenate([[0], np.cumsum(cells.prod(axis=1))])
+        first_node = np.concatenate([[0], np.cumsum((cells + 3).prod(axis=1))])
+        self._shift = np.array([one["spacing"].bit_length() - 1 for one in each], np.int64)
+        self._across = cells[:, 0]
+        table = np.array(
+            [
+                (*one["origin"], shift, *own, node, cell, *one["frame"], *one["border"])
+                + (one["has_map"],)
+                for one, shift, own, node, cell in zip(
+                    each, self._shift, cells, first_node, first_cell, strict=False
+                )
+            ],
+            np.int64,
+        )
+        self._put("inputs", table)
+        weighting = [(one["weight"], one["feather"], one["saturation"]) for one in each]
+        self._put("weightings", np.array(weighting, np.float64))
+        self._weights_differ = len({one["weight"] for one in each}) > 1
+        self._put("gains", np.array([one["gain"] for one in each], np.float64))
+        self._put("offsets", np.array([one["offset"] for one in each], np.float64))
+        self._records: dict[int, NDArray[np.uint32]] = {}
+        nodes = self._room("nodes", 16 * int(first_node[-1]))
+        kinds = self._room("cells", int(first_cell[-1]))
+        for number in range(self._n_inputs):
+            grid = _zmrs.grid_of_input(job, number)
+            self._hardware.upload_array(nodes, grid[0], 16 * int(first_node[number]))
+            self._hardware.upload_array(kinds, grid[1], int(first_cell[number]))
+            if grid[2] is not None:
+                self._records[number] = grid[2]
+            self._hardware.wait()
+
+    def _room(self, name: str, nbytes: int) -> Buffer:
+        """The buffer of a name, with room for so many bytes."""
+        found = self._buffers.get(name)
+        if found is None or found.nbytes < nbytes:
+            # First the old one goes: both may not fit.
+            found = None
+            self._buffers.pop(name, None)
+            taken = sum(buffer.nbytes for buffer in self._buffers.values())
+            if taken + nbytes > self._limit_bytes:
+                raise DeviceMemoryError(
+                    f"{taken + nbytes >> 20} MiB of device memory are needed, and "
+                    f"{self._limit_bytes >> 20} allowed"
+                )
+            found = self._buffers[name] = self._hardware.allocate(max(nbytes, 16))
+        return found
+
+    def _put(self, name: str, array: NDArray[Any]) -> Buffer:
+        """The buffer of a name, with an array in it."""
+        array = np.ascontiguousarray(array)
+        buffer = self._room(name, array.nbytes)
+        if array.nbytes:
+            self._hardware.upload_array(buffer, array)
+        return buffer
+
+    # -------------------------------------------------------------------------------- in the pass
+
+    def compute(self, step: _zmrs.Step) -> None:
+        """See `zmrs.backends.base.Device`."""
+        x0, y0, x1, y1 = step.rect
+        width, rows = x1 - x0, y1 - y0
+        area = width * rows
+        self._load(step)
+        if self._method < _N_RUNNING:
+            kept = 0 if step.is_first and step.is_last else 8 * (self._channels + 1) * area
+            out = self._room("out", 4 * self._n_planes * area if step.is_last else 0)
+            flags = [int(step.is_first), int(step.is_last)]
+            more = [*flags, self._room("kept", kept), out, self._counters[0]]
+            self._hardware.launch("run", area, [*self._scene, *more])
+        else:
+            out = self._room("out", 4 * self._n_planes * area)
+            self._stack(area, out)
+        if step.is_last:
+            self._fetch(out, step, area)
+        self._hardware.wait()
+
+    def _load(self, step: _zmrs.Step) -> None:
+        """Bring the windows of a step to the device, with where output pixels fall in them."""
+        x0, y0, x1, y1 = step.rect
+        windows = step.windows
+        n_windows = len(windows)
+        of = windows[:, 0]
+        table = np.empty((n_windows, 10), np.int64)
+        table[:, :5] = windows[:, :5]
+        table[:, 5:7] = windows[:, 5:7] - windows[:, 3:5]
+        table[:, 7:9] = windows[:, 7:9]
+        table[:, 9] = -1
+        records = self._exact_places(step, table)
+        # Columns of cells that a window may touch at most.
+        served = np.minimum(windows[:, 2], x1) - np.maximum(windows[:, 1], x0)
+        spans = np.minimum((np.maximum(served, 0) >> self._shift[of]) + 2, self._across[of])
+        columns = int(spans.max(initial=1))
+        rows = y1 - y0
+        place, count = step.pixels
+        pixels = self._room("pixels", 4 * count)
+        if count:
+            self._hardware.pin(place, 4 * count)
+            self._hardware.upload(pixels, place, 4 * count)
+        exact = self._room("exact", 8 * step.exact[1])
+        if step.exact[1]:
+            self._hardware.upload(exact, step.exact[0], 8 * step.exact[1])
+        table_buffer = self._put("windows", table)
+        cubics = self._room("cubics", 64 * n_windows * rows * columns)
+        held = self._buffers
+        self._hardware.launch(
+            "place_rows",
+            n_windows * rows * columns,
+            [table_buffer, held["inputs"], held["nodes"], x0, y0, rows, columns, cubics],
+        )
+        listed, strips = _over_strips(windows, x0, x1)
+        self._depth = int(np.diff(strips).max(initial=0))
+        self._scene = [
+            table_buffer,
+            held["inputs"],
+            held["weightings"],
+            held["gains"],
+            held["offsets"],
+            held["cells"],
+            cubics,
+            exact,
+            self._put("records", records),
+            pixels,
+            held["taps"],
+            self._put("listed", listed),
+            self._put("strips", strips),
+            x0,
+            y0,
+            x1 - x0,
+            rows,
+            columns,
+        ]
+
+    def _exact_places(self, step: _zmrs.Step, table: NDArray[np.int64]) -> NDArray[np.int32]:
+        """For windows with exact cells: the place of each cell's coordinates among the window's."""
+        places, begin = [np.empty(0, np.int32)], 0
+        for window, numbers in step.exact_cells:
+            records = self._records[int(table[window, 0])]
+            place = np.minimum(np.searchsorted(numbers, records), len(numbers) - 1)
+            places.append(np.where(numbers[place] == records, place, -1).astype(np.int32))
+            table[window, 9] = begin
+            begin += len(records)
+        return np.concatenate(places)
+
+    def _stack(self, area: int, out: Buffer) -> None:
+        """Combine all samples of the pixels of a step, in slices that fit."""
+        depth = max(self._depth, 1)
+        each = depth * (4 * self._channels + 8 + 4 + 4 + 8)
+        scratch = ("values", "weights", "sources", "sorted", "beside")
+        others = (buffer.nbytes for name, buffer in self._buffers.items() if name not in scratch)
+        spare = self._limit_bytes - sum(others)
+        pixels = min(area, max(spare // each, _LEAST_SLICE))
+        sizes = (4 * self._channels, 8, 4, 4, 8)
+        room = [
+            self._room(name, size * depth * pixels)
+            for name, size in zip(scratch, sizes, strict=True)
+        ]
+        rules = [*map(float, self._rules[:4]), self._rules[4]]
+        differ = int(self._weights_differ or self._has_maps)
+        for first in range(0, area, pixels):
+            more = [first, area, depth, *rules, self._has_maps, differ, *room, out]
+            count = min(pixels, area - first)
+            self._hardware.launch("stack", count, [*self._scene, *more, *self._counters])
+
+    def _fetch(self, out: Buffer, step: _zmrs.Step, area: int) -> None:
+        """Bring the planes of a step back."""
+        x0, y0, x1, y1 = step.rect
+        for number, place in enumerate(step.planes):
+            # Rows of the band are as wide as the canvas.
+            pitch = 4 * self._width
+            self._hardware.pin(place, pitch * (y1 - y0))
+            at = 4 * number * area
+            self._hardware.download(out, at, place + 4 * x0, 4 * (x1 - x0), y1 - y0, pitch)
+
+    def cover(self, window: int, part: tuple[int, int, int, int], place: int) -> None:
+        """See `zmrs.backends.base.Device`."""
+        x0, y0, x1, y1 = part
+        count = (x1 - x0) * (y1 - y0)
+        covered = self._room("covered", count)
+        more: list[Buffer | int | float] = [x0, y0, x1 - x0, covered]
+        self._hardware.launch("cover", count, [window, *self._scene, *more])
+        self._hardware.download(covered, 0, place, count, 1, count)
+        self._hardware.wait()
+
+    def counts(self) -> tuple[list[int], list[int]]:
+        """See `zmrs.backends.base.Device`."""
+        found = np.empty((2, self._n_inputs), np.uint64)
+        for row, buffer in zip(found, self._counters, strict=True):
+            self._hardware.download(buffer, 0, row.ctypes.data, row.nbytes, 1, row.nbytes)
+        self._hardware.wait()
+        samples, rejected = found.tolist()
+        return samples, rejected
+
+    def release(self) -> None:
+        """See `zmrs.backends.base.Device`."""
+        self._hardware.unpin()
+
+
+def _over_strips(
+    windows: NDArray[np.int64], x0: int, x1: int
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """The windows over each strip of columns, in job order, and where those of each strip begin."""
+    lists = [
+        np.flatnonzero((windows[:, 1] < min(first + _STRIP, x1)) & (windows[:, 2] > first))
+        for first in range(x0, x1, _STRIP)
+    ]
+    begins = np.concatenate([[0], np.cumsum([len(one) for one in lists])])
+    return np.concatenate(lists).astype(np.int32), begins.astype(np.int32)

@@ -1,0 +1,969 @@
+/* The pass on a device: positions, samples, combines.
+ *
+ * One thread computes one pixel of the output from all inputs that cover it, in job order, with the
+ * arithmetic of the engine and in its order: doubles for coordinates, weights and sums, singles for
+ * samples, no operation fused.  So the bits are those of the engine.
+ *
+ * The text is C that CUDA understands too.  A C compiler makes loops of the threads, and that is how
+ * it is tested where there is no device.  Of its includer it expects
+ *
+ *   CHANNELS   planes of an image
+ *   TAPS       1 nearest, 2 bilinear, 4 bicubic or Lanczos-2, 6 Lanczos-3
+ *   METHOD     one of the numbers below
+ *   SATURATES  1 where samples of some inputs give way to those of others, else 0
+ */
+
+#if defined(__CUDACC__) || defined(__CUDACC_RTC__)
+#define KERNEL extern "C" __global__ void
+#define INLINE static __device__ __forceinline__
+#define EACH(i, count)                                                       \
+    for (whole i = blockIdx.x * (whole)blockDim.x + threadIdx.x; i < count;  \
+         i += gridDim.x * (whole)blockDim.x)
+#define COUNT(counter, n) atomicAdd(&(counter), (unsigned long long)(n))
+#define BITS_OF_DOUBLE(v) __double_as_longlong(v)
+#define BITS_OF_FLOAT(v) __float_as_uint(v)
+#define FLOAT_OF_BITS(v) __uint_as_float(v)
+#define ROOT(v) sqrt(v)
+#define FLOOR(v) floor(v)
+#define CEIL(v) ceil(v)
+#else
+#include <math.h>
+#include <string.h>
+#define KERNEL void
+#define INLINE static inline
+#define EACH(i, count) for (whole i = 0; i < count; i++)
+#define COUNT(counter, n) ((counter) += (unsigned long long)(n))
+static inline long long BITS_OF_DOUBLE(double v) { long long bits; memcpy(&bits, &v, 8); return bits; }
+static inline unsigned BITS_OF_FLOAT(float v) { unsigned bits; memcpy(&bits, &v, 4); return bits; }
+static inline float FLOAT_OF_BITS(unsigned bits) { float v; memcpy(&v, &bits, 4); return v; }
+#define ROOT(v) sqrt(v)
+#define FLOOR(v) floor(v)
+#define CEIL(v) ceil(v)
+#endif
+
+typedef long long whole;
+typedef unsigned long long counted;
+
+/* Methods. */
+#define MEAN 0
+#define SUM 1
+#define MIN 2
+#define MAX 3
+#define FIRST 4
+#define LAST 5
+#define MEDIAN 6
+#define KAPPA_SIGMA 7
+#define WINSORIZED 8
+#define WINSORIZED_REFERENCE 9
+#define WINSOR_PERCENTILE 10
+
+#define NOTHING FLOAT_OF_BITS(0x7fc00000u)
+#define NO_NUMBER ((double)NOTHING)
+#define ENDLESS FLOAT_OF_BITS(0x7f800000u)
+#define IS_NAN(v) ((v) != (v))
+
+/* ------------------------------------------------------------------------------------ the tables
+ *
+ * Every field has eight bytes, so that the host writes them as two arrays, of wholes and of doubles.
+ */
+
+/* Of an input: where its coordinates lie, its frame, its weights. */
+typedef struct {
+    whole origin_x, origin_y; /* first output pixel of the first cell */
+    whole shift;              /* a cell is 2^shift pixels wide and high */
+    whole across, down;       /* cells */
+    whole nodes;              /* place of its first node among all nodes */
+    whole cells;              /* place of its first cell among all cells */
+    whole frame_w, frame_h;
+    whole border_x0, border_y0, border_x1, border_y1; /* what the border leaves of the frame */
+    whole has_map;
+} Input;
+
+typedef struct {
+    double weight;
+    double feather;    /* width of the ramp in pixels; 0 for none */
+    double saturation; /* from this on pixels are saturated; 0 for none */
+} Weighting;
+
+/* Of a window of an input: which output columns it serves, which pixels of the frame it holds, and
+ * where these begin among all pixels. */
+typedef struct {
+    whole input;
+    whole out_x0, out_x1;
+    whole x0, y0, width, height;
+    whole pixels;
+    whole exact; /* place of its first exact record, and that of the places of its cells; or -1 */
+    whole records;
+} Window;
+
+/* -------------------------------------------------------------------------------- the coordinates */
+
+/* Weights of the nodes at -1, 0, 1, 2 for a cubic through them. */
+INLINE void lagrange(double u, double w[4])
+{
+    double a = u + 1.0, b = u - 1.0, c = u - 2.0;
+    w[0] = -u * b * c / 6.0;
+    w[1] = a * b * c / 2.0;
+    w[2] = -a * u * c / 2.0;
+    w[3] = a * u * b / 6.0;
+}
+
+INLINE whole least(whole a, whole b) { return a < b ? a : b; }
+INLINE whole most(whole a, whole b) { return a > b ? a : b; }
+
+/* The first column of cells that a window may touch. */
+INLINE whole first_column(const Input *in, const Window *w, whole x0)
+{
+    whole from = most(most(w->out_x0, x0), in->origin_x) - in->origin_x;
+    return from >> in->shift;
+}
+
+/* For each window, output row and column of cells: the cubics along x that give the coordinates,
+ * lowest power first, those of x and then those of y. */
+KERNEL place_rows(whole count, const Window *windows, const Input *inputs, const double *nodes,
+                  whole x0, whole y0, whole rows, whole columns, double *cubics)
+{
+    EACH(i, count)
+    {
+        const Window *w = &windows[i / (rows * columns)];
+        const Input *in = &inputs[w->input];
+        whole y = y0 + i / columns % rows - in->origin_y;
+        whole column = first_column(in, w, x0) + i % columns;
+        if (y < 0 || y >> in->shift >= in->down || column >= in->across)
+            continue;
+        whole row = y >> in->shift, edge = (whole)1 << in->shift;
+        double weights[4];
+        lagrange((double)(y - (row << in->shift)) / (double)edge, weights);
+        const double *first = nodes + 2 * (in->nodes + row * (in->across + 3) + column);
+        for (int axis = 0; axis < 2; axis++) {
+            double knots[4];
+            for (int k = 0; k < 4; k++) {
+                const double *node = first + 2 * k + axis;
+                whole line = 2 * (in->across + 3);
+                knots[k] = ((weights[0] * node[0] + weights[1] * node[line])
+                            + weights[2] * node[2 * line]) + weights[3] * node[3 * line];
+            }
+            double a = knots[0], b = knots[1], c = knots[2], d = knots[3];
+            double *out = cubics + 8 * i + 4 * axis;
+            out[0] = b;
+            out[1] = (c - b) - (a - 2.0 * b + c) / 3.0 - (b - 2.0 * c + d) / 6.0;
+            out[2] = 0.5 * (a - 2.0 * b + c);
+            out[3] = ((b - 2.0 * c + d) - (a - 2.0 * b + c)) / 6.0;
+        }
+    }
+}
+
+/* Coordinates are brought to whole multiples of 2^-23 px; what follows is exact. */
+#define ONE ((whole)1 << 23)
+#define FRACTION (ONE - 1)
+#define SNAP ((whole)8)
+#define ROUND 6755399441055744.0
+#define FAR_PX 134217728.0
+#define LEAST_TAP 1e-6f
+#define REACH (TAPS == 1 ? 1 : TAPS / 2)
+
+/* A position in a window: the pixel at or before it, as a place in the window's planes, and how far
+ * past its centre it lies. */
+typedef struct {
+    whole index;
+    float fx, fy;
+} Position;
+
+/* All that the kernels look at. */
+typedef struct {
+    const Window *windows;
+    const Input *inputs;
+    const Weighting *weightings;
+    const double *gains, *offsets; /* by input, then by channel */
+    const unsigned char *cells;    /* 0 empty, 1 smooth, 2 exact */
+    const double *cubics, *exact;
+    const int *records;
+    const float *pixels;
+    const float *taps;
+    const int *listed; /* windows over each strip of columns */
+    const int *strips; /* where those of each strip begin */
+    whole x0, y0, width, rows, columns;
+} Scene;
+
+/* Columns of a strip. */
+#define STRIP 256
+
+/* Bring one coordinate into the frame and the window. Whether it was in the frame. */
+INLINE int clip(double v, whole frame, whole first, whole past, whole *at)
+{
+    int inside = 0;
+    whole fixed = -((whole)1 << 62);
+    if (v < FAR_PX && v > -FAR_PX) {
+        double nearest = v * (double)ONE + ROUND;
+        fixed = BITS_OF_DOUBLE(nearest) - BITS_OF_DOUBLE(ROUND);
+        whole beyond = fixed + SNAP;
+        fixed = (beyond & FRACTION) <= 2 * SNAP ? beyond & ~FRACTION : fixed;
+        inside = fixed >= -ONE / 2 - SNAP && fixed <= frame * ONE - ONE / 2 + SNAP;
+    }
+    whole low = most(first + REACH - 1, 0) * ONE;
+    whole high = least((frame - 1) * ONE, (past - REACH) * ONE - 1);
+    *at = least(most(fixed, low), high);
+    return inside;
+}
+
+/* Where output pixel (x, y) falls in a window; 0 where it does not. */
+INLINE int find(const Scene *s, whole number, whole x, whole y, Position *position)
+{
+    const Window *w = &s->windows[number];
+    if (x < w->out_x0 || x >= w->out_x1)
+        return 0;
+    const Input *in = &s->inputs[w->input];
+    whole across = x - in->origin_x, down = y - in->origin_y;
+    if (across < 0 || down < 0)
+        return 0;
+    whole column = across >> in->shift, row = down >> in->shift;
+    if (column >= in->across || row >= in->down)
+        return 0;
+    whole cell = row * in->across + column;
+    int kind = s->cells[in->cells + cell];
+    if (kind == 0)
+        return 0;
+    whole within = across - (column << in->shift);
+    double px, py;
+    if (kind == 1) {
+        whole place = (number * s->rows + (y - s->y0)) * s->columns
+                      + (column - first_column(in, w, s->x0));
+        const double *a = s->cubics + 8 * place, *b = a + 4;
+        double u = (double)within * (1.0 / (double)((whole)1 << in->shift));
+        px = ((a[3] * u + a[2]) * u + a[1]) * u + a[0];
+        py = ((b[3] * u + b[2]) * u + b[1]) * u + b[0];
+    } else {
+        whole edge = (whole)1 << in->shift;
+        whole record = s->records[w->records + cell];
+        const double *pair = s->exact + w->exact
+                             + 2 * ((record * edge + (down - (row << in->shift))) * edge + within);
+        px = pair[0];
+        py = pair[1];
+    }
+    whole at_x, at_y;
+    int inside = clip(px, in->frame_w, w->x0, w->x0 + w->width, &at_x)
+                 & clip(py, in->frame_h, w->y0, w->y0 + w->height, &at_y);
+    if (!inside)
+        return 0;
+    position->index = ((at_y >> 23) - w->y0) * w->width + ((at_x >> 23) - w->x0);
+    position->fx = (float)(at_x & FRACTION) / (float)ONE;
+    position->fy = (float)(at_y & FRACTION) / (float)ONE;
+    return 1;
+}
+
+/* ------------------------------------------------------------------------------------ the samples */
+
+/* A saturated pixel is a NaN that remembers its value. */
+INLINE int is_hidden(float pixel) { return IS_NAN(pixel) && BITS_OF_FLOAT(pixel) != 0x7fc00000u; }
+
+INLINE float shown(float pixel, float level)
+{
+    if (!is_hidden(pixel))
+        return pixel;
+    const unsigned fine = (1u << 23) - (1u << 20);
+    unsigned bits = BITS_OF_FLOAT(pixel);
+    unsigned code = (bits & 0x003fffffu) | (bits >> 31) << 22;
+    unsigned above = code < fine ? code - 1 : fine - 1 + ((code - fine) << 11) + (1u << 10);
+    unsigned value = BITS_OF_FLOAT(level) + above;
+    return FLOAT_OF_BITS(value < 0x7f7fffffu ? value : 0x7f7fffffu);
+}
+
+#define STORED(pixel, level) (pixel)
+#define SHOWN(pixel, level) shown(pixel, level)
+
+/* The pixel that a position falls into. */
+#define DEFINE_NEAREST(NAME, AT)                                                             \
+    INLINE float NAME(const float *plane, whole stride, Position p, float level)             \
+    {                                                                                        \
+        return AT(plane[p.index + (p.fx >= 0.5f) + (p.fy >= 0.5f) * stride], level);         \
+    }
+
+/* Mixed along the rows, then between them; where that is invalid, only taps that have weight. */
+#define DEFINE_BILINEAR(NAME, AT)                                                            \
+    INLINE float NAME(const float *plane, whole stride, Position p, float level)             \
+    {                                                                                        \
+        const float *at = plane + p.index;                                                   \
+        float a = AT(at[0], level), b = AT(at[1], level);                                    \
+        float c = AT(at[stride], level), d = AT(at[stride + 1], level);                      \
+        float top = a + p.fx * (b - a), bottom = c + p.fx * (d - c);                         \
+        float value = top + p.fy * (bottom - top);                                           \
+        if (IS_NAN(value)) {                                                                 \
+            float taps[4] = {(1.0f - p.fx) * (1.0f - p.fy), p.fx * (1.0f - p.fy),            \
+                             (1.0f - p.fx) * p.fy, p.fx * p.fy};                             \
+            float corners[4] = {a, b, c, d}, sum = 0.0f, total = 0.0f;                       \
+            for (int k = 0; k < 4; k++)                                                      \
+                if (taps[k] > LEAST_TAP) {                                                   \
+                    sum += taps[k] * corners[k];                                             \
+                    total += taps[k];                                                        \
+                }                                                                            \
+            value = sum / total;                                                             \
+        }                                                                                    \
+        return value;                                                                        \
+    }
+
+DEFINE_NEAREST(nearest_stored, STORED)
+DEFINE_BILINEAR(bilinear_stored, STORED)
+
+#if TAPS > 2
+#define DEGREE 9
+
+/* Taps at a fraction: polynomials, exactly 1 and 0 at the centre of a pixel. */
+INLINE void taps_at(const float *table, float fraction, float taps[TAPS])
+{
+    float t = 2.0f * fraction - 1.0f;
+    for (int k = 0; k < TAPS; k++) {
+        const float *c = table + k * (DEGREE + 2);
+        float quotient = c[DEGREE + 1];
+        for (int power = DEGREE - 1; power >= 0; power--)
+            quotient = quotient * t + c[power + 1];
+        taps[k] = c[0] + fraction * quotient;
+    }
+}
+
+/* Rows weighted and added, then columns; where that is invalid, without the invalid outer taps. */
+#define DEFINE_SEPARABLE(NAME, AT)                                                           \
+    INLINE float NAME(const float *plane, whole stride, Position p, const float *table,      \
+                      float level)                                                           \
+    {                                                                                        \
+        float across[TAPS], down[TAPS], wide = 0.0f, high = 0.0f;                            \
+        taps_at(table, p.fx, across);                                                        \
+        taps_at(table, p.fy, down);                                                          \
+        for (int k = 0; k < TAPS; k++) {                                                     \
+            wide += across[k];                                                               \
+            high += down[k];                                                                 \
+        }                                                                                    \
+        const float *first = plane + p.index - (TAPS / 2 - 1) * (stride + 1);                \
+        float value = 0.0f;                                                                  \
+        for (int k = 0; k < TAPS; k++) {                                                     \
+            float column = 0.0f;                                                             \
+            for (int row = 0; row < TAPS; row++)                                             \
+                column += down[row] * AT(first[row * stride + k], level);                    \
+            value += across[k] * column;                                                     \
+        }                                                                                    \
+        value /= wide * high;                                                                \
+        if (!IS_NAN(value))                                                                  \
+            return value;                                                                    \
+        float sum = 0.0f, total = 0.0f;                                                      \
+        for (int row = 0; row < TAPS; row++)                                                 \
+            for (int k = 0; k < TAPS; k++) {                                                 \
+                float tap = across[k] * down[row];                                           \
+                float pixel = AT(first[row * stride + k], level);                            \
+                int is_inner = row >= TAPS / 2 - 1 && row <= TAPS / 2                        \
+                               && k >= TAPS / 2 - 1 && k <= TAPS / 2;                        \
+                if (!IS_NAN(pixel)) {                                                        \
+                    sum += tap * pixel;                                                      \
+                    total += tap;                                                            \
+                } else if (is_inner && (tap > LEAST_TAP || tap < -LEAST_TAP))                \
+                    return NOTHING;                                                          \
+            }                                                                                \
+        return total > 0.1f ? sum / total : NOTHING;                                         \
+    }
+
+DEFINE_SEPARABLE(stored_at, STORED)
+#define SAMPLE(plane, stride, p, s) stored_at(plane, stride, p, (s)->taps, 0.0f)
+#if SATURATES
+DEFINE_SEPARABLE(shown_at, SHOWN)
+#define SAMPLE_SHOWN(plane, stride, p, s, level) shown_at(plane, stride, p, (s)->taps, level)
+#endif
+#elif TAPS == 2
+#define SAMPLE(plane, stride, p, s) bilinear_stored(plane, stride, p, 0.0f)
+#if SATURATES
+DEFINE_BILINEAR(shown_at, SHOWN)
+#define SAMPLE_SHOWN(plane, stride, p, s, level) shown_at(plane, stride, p, level)
+#endif
+#else
+#define SAMPLE(plane, stride, p, s) nearest_stored(plane, stride, p, 0.0f)
+#if SATURATES
+DEFINE_NEAREST(shown_at, SHOWN)
+#define SAMPLE_SHOWN(plane, stride, p, s, level) shown_at(plane, stride, p, level)
+#endif
+#endif
+
+/* Weights are never negative, so they are never sampled with a kernel that overshoots. */
+#if TAPS == 1
+#define SAMPLE_WEIGHTS nearest_stored
+#else
+#define SAMPLE_WEIGHTS bilinear_stored
+#endif
+
+/* The ramp from the edge of what the border leaves of a frame. */
+INLINE double ramp(const Window *w, const Input *in, double px, Position p)
+{
+    double width = (double)(in->border_x1 - in->border_x0);
+    double height = (double)(in->border_y1 - in->border_y0);
+    whole row = p.index / w->width;
+    double x = ((double)(w->x0 - in->border_x0) + 0.5) + (double)(p.index - row * w->width)
+               + (double)p.fx;
+    double y = ((double)(w->y0 - in->border_y0) + 0.5) + (double)row + (double)p.fy;
+    double per_px = 1.0 / px;
+    double wide = x < width - x ? x : width - x, high = y < height - y ? y : height - y;
+    double nearest = wide < high ? wide : high;
+    double u = nearest * per_px < 1.0 ? nearest * per_px : 1.0;
+    return u * u * (3.0 - 2.0 * u);
+}
+
+/* The samples of a window at a position and their weight, which is negative where they are of
+ * saturated pixels. Values that are not valid are NaN. */
+INLINE void take(const Scene *s, whole number, Position p, float values[CHANNELS], double *weight)
+{
+    const Window *w = &s->windows[number];
+    const Input *in = &s->inputs[w->input];
+    const Weighting *how = &s->weightings[w->input];
+    whole area = w->width * w->height;
+    const float *planes = s->pixels + w->pixels;
+    for (int c = 0; c < CHANNELS; c++)
+        values[c] = SAMPLE(planes + c * area, w->width, p, s);
+    *weight = how->weight;
+    if (in->has_map) {
+        float map = SAMPLE_WEIGHTS(planes + CHANNELS * area, w->width, p, 0.0f);
+        *weight *= (double)map;
+        if (IS_NAN(map))
+            for (int c = 0; c < CHANNELS; c++)
+                values[c] = NOTHING;
+    }
+    if (how->feather > 0.0)
+        *weight *= ramp(w, in, how->feather, p);
+#if SATURATES
+    if (how->saturation > 0.0) {
+        int lost = 0, touches = 0;
+        for (int c = 0; c < CHANNELS; c++)
+            lost |= IS_NAN(values[c]);
+        if (!lost)
+            return;
+        for (int c = 0; c < CHANNELS; c++) {
+            const float *at = planes + c * area + p.index;
+            touches |= is_hidden(at[0]) | is_hidden(at[1]) | is_hidden(at[w->width])
+                       | is_hidden(at[w->width + 1]);
+        }
+        touches &= !IS_NAN(*weight);
+        int found = touches;
+        if (touches)
+            for (int c = 0; c < CHANNELS; c++) {
+                values[c] = SAMPLE_SHOWN(planes + c * area, w->width, p, s, (float)how->saturation);
+                found &= !IS_NAN(values[c]);
+            }
+        if (found)
+            *weight = -*weight;
+        else
+            for (int c = 0; c < CHANNELS; c++)
+                values[c] = NOTHING;
+    }
+#endif
+}
+
+INLINE double affine(const Scene *s, whole input, int channel, float value)
+{
+    whole at = input * CHANNELS + channel;
+    return s->gains[at] * (double)value + s->offsets[at];
+}
+
+/* What every kernel gets. */
+#define SCENE                                                                                     \
+    const Window *windows, const Input *inputs, const Weighting *weightings, const double *gains, \
+        const double *offsets, const unsigned char *cells, const double *cubics,                  \
+        const double *exact, const int *records, const float *pixels, const float *taps,          \
+        const int *listed, const int *strips, whole x0, whole y0, whole width, whole rows,        \
+        whole columns
+#define OPEN_SCENE                                                                                \
+    Scene scene = {windows, inputs,  weightings, gains, offsets, cells,  cubics, exact,  records, \
+                   pixels,  taps,    listed,     strips, x0,     y0,     width,  rows,   columns}; \
+    const Scene *s = &scene
+
+/* Where the mask of one input covers the pixels of a step: its valid pixels, interpolated. */
+#define LEAST_MASK 1e-3f
+
+KERNEL cover(whole count, whole number, SCENE, whole from_x, whole from_y, whole across,
+             unsigned char *covered)
+{
+    OPEN_SCENE;
+    EACH(i, count)
+    {
+        Position p;
+        covered[i] = 0;
+        if (!find(s, number, from_x + i % across, from_y + i / across, &p))
+            continue;
+        float values[CHANNELS];
+        double weight;
+        take(s, number, p, values, &weight);
+        if (!IS_NAN(values[0])) {
+            covered[i] = 1;
+            continue;
+        }
+        const Window *w = &windows[number];
+        const float *at = pixels + w->pixels + p.index;
+        float corners[4] = {at[0], at[1], at[w->width], at[w->width + 1]}, share = 0.0f;
+        float parts[4] = {(1.0f - p.fx) * (1.0f - p.fy), p.fx * (1.0f - p.fy),
+                          (1.0f - p.fx) * p.fy, p.fx * p.fy};
+        for (int k = 0; k < 4; k++)
+            if (parts[k] > 0.0f && !IS_NAN(corners[k]))
+                share += parts[k];
+        covered[i] = share > LEAST_MASK;
+    }
+}
+
+#if METHOD <= LAST
+/* ------------------------------------------------------------------------------ running combines
+ *
+ * `kept` has the running values of the block, the weight last, while inputs are still to come.
+ * `out` has the planes of the output: channels, then coverage.
+ */
+KERNEL run(whole count, SCENE, whole is_first, whole is_last, double *kept, float *out,
+           counted *samples)
+{
+    OPEN_SCENE;
+    EACH(i, count)
+    {
+        whole x = x0 + i % width, y = y0 + i / width, strip = i % width / STRIP;
+        double state[CHANNELS], seen = 0.0;
+        for (int c = 0; c < CHANNELS; c++)
+            state[c] = is_first ? 0.0 : kept[c * count + i];
+        if (!is_first)
+            seen = kept[CHANNELS * count + i];
+        for (int k = strips[strip]; k < strips[strip + 1]; k++) {
+            whole number = listed[k], input = windows[number].input;
+            Position p;
+            if (!find(s, number, x, y, &p))
+                continue;
+            float values[CHANNELS];
+            double weight;
+            take(s, number, p, values, &weight);
+#if SATURATES
+            if (!IS_NAN(values[0])) {
+                if (weight < 0.0 && seen > 0.0)
+                    continue;
+                if (weight > 0.0 && seen < 0.0) {
+                    for (int c = 0; c < CHANNELS; c++)
+                        state[c] = 0.0;
+                    seen = 0.0;
+                }
+            }
+#endif
+            for (int c = 0; c < CHANNELS; c++) {
+                if (IS_NAN(values[c]))
+                    continue;
+                double v = affine(s, input, c, values[c]);
+#if METHOD == MEAN || METHOD == SUM
+                state[c] = state[c] + weight * v;
+#elif METHOD == MIN
+                state[c] = seen == 0.0 || v < state[c] ? v : state[c];
+#elif METHOD == MAX
+                state[c] = seen == 0.0 || v > state[c] ? v : state[c];
+#elif METHOD == FIRST
+                state[c] = seen == 0.0 ? v : state[c];
+#else
+                state[c] = v;
+#endif
+            }
+            if (!IS_NAN(values[0])) {
+                seen += weight;
+                COUNT(samples[input], 1);
+            }
+        }
+        if (!is_last) {
+            for (int c = 0; c < CHANNELS; c++)
+                kept[c * count + i] = state[c];
+            kept[CHANNELS * count + i] = seen;
+            continue;
+        }
+        for (int c = 0; c < CHANNELS; c++) {
+#if METHOD == MEAN
+            double value = state[c] / seen;
+#elif METHOD == SUM
+            double value = seen < 0.0 ? -state[c] : state[c];
+#else
+            double value = state[c];
+#endif
+            out[c * count + i] = seen == 0.0 ? NOTHING : (float)value;
+        }
+        out[CHANNELS * count + i] = (float)(seen < 0.0 ? -seen : seen);
+    }
+}
+#else
+/* ------------------------------------------------------------------------- combines of all samples
+ *
+ * The valid samples of a pixel lie one after the other in job order, those of a slot beside those of
+ * other pixels.
+ */
+
+/* The samples of one pixel in one channel, in ascending order. */
+typedef struct {
+    float *first;
+    whole stride;
+    int count;
+} Column;
+
+#define SORTED(column, k) ((column)->first[(whole)(k) * (column)->stride])
+
+/* Batcher's odd-even merge sort: which places are compared depends on their number alone. */
+INLINE void sort(const Column *column)
+{
+    int n = column->count;
+    for (int run = 1; run < n; run *= 2)
+        for (int step = run; step > 0; step /= 2)
+            for (int first = step % run; first + step < n; first += 2 * step)
+                for (int low = first; low < first + step && low < n - step; low++)
+                    if (low / (2 * run) == (low + step) / (2 * run)) {
+                        float a = SORTED(column, low), b = SORTED(column, low + step);
+                        if (b < a) {
+                            SORTED(column, low) = b;
+                            SORTED(column, low + step) = a;
+                        }
+                    }
+}
+
+INLINE double midpoint(double a, double b) { return (a + b) / 2.0; }
+
+INLINE double middle(const Column *column, int first, int past)
+{
+    int low = first + (past - first - 1) / 2, high = first + (past - first) / 2;
+    return midpoint((double)SORTED(column, low), (double)SORTED(column, high));
+}
+
+/* What is thought of the samples of a channel: values between these are kept, or drawn in to there,
+ * or the value is known already. */
+typedef struct {
+    double low, high, value;
+} Verdict;
+
+#if METHOD == MEDIAN
+/* The value where half of the weight is reached. The samples are sorted, their weights beside them;
+ * equal values stay in job order. */
+INLINE double weighted_median(const Column *column, double *weights)
+{
+    int n = column->count;
+    double half = 0.0, below = 0.0;
+    for (int k = 1; k < n; k++) {
+        float value = SORTED(column, k);
+        double weight = weights[(whole)k * column->stride];
+        int at = k;
+        for (; at > 0 && SORTED(column, at - 1) > value; at--) {
+            SORTED(column, at) = SORTED(column, at - 1);
+            weights[(whole)at * column->stride] = weights[(whole)(at - 1) * column->stride];
+        }
+        SORTED(column, at) = value;
+        weights[(whole)at * column->stride] = weight;
+    }
+    for (int k = 0; k < n; k++)
+        half += weights[(whole)k * column->stride];
+    half *= 0.5;
+    for (int k = 0; k + 1 < n; k++) {
+        below += weights[(whole)k * column->stride];
+        double off = below - half;
+        if ((off < 0.0 ? -off : off) <= 1e-9 * half)
+            return midpoint((double)SORTED(column, k), (double)SORTED(column, k + 1));
+        if (below > half)
+            return (double)SORTED(column, k);
+    }
+    return (double)SORTED(column, n - 1);
+}
+#endif
+
+#if METHOD == KAPPA_SIGMA || METHOD == WINSORIZED
+#define ROUNDS 5
+#define LEAST_KEPT 2
+#define DRAWN_IN 1.5
+#define CORRECTION 1.134
+#define SETTLED 5e-4
+#define MOST_TIMES 100
+
+/* The standard deviation of the samples from `first` to `past` about `centre`, drawn in to `reach`
+ * about it; `fewer` is taken from their number. */
+INLINE double spread(const Column *column, int first, int past, double centre, double reach,
+                     double fewer)
+{
+    double sum = 0.0, squares = 0.0, n = (double)(past - first);
+    for (int k = first; k < past; k++) {
+        double off = (double)SORTED(column, k) - centre;
+        off = off < reach ? off : reach;
+        off = off > -reach ? off : -reach;
+        sum += off;
+        squares += off * off;
+    }
+    double variance = (squares - sum * sum / n) / (n > fewer ? n - fewer : n);
+    return variance < 0.0 ? 0.0 : ROOT(variance);
+}
+
+INLINE double spread_of(const Column *column, int first, int past, double centre)
+{
+#if METHOD == KAPPA_SIGMA
+    return spread(column, first, past, centre, (double)ENDLESS, 0.0);
+#else
+    double sigma = spread(column, first, past, centre, (double)ENDLESS, 1.0);
+    for (int k = 0; k < MOST_TIMES; k++) {
+        double next = CORRECTION * spread(column, first, past, centre, DRAWN_IN * sigma, 1.0);
+        double change = next - sigma;
+        int settles = (change < 0.0 ? -change : change) <= SETTLED * sigma;
+        sigma = next;
+        if (settles)
+            break;
+    }
+    return sigma;
+#endif
+}
+
+INLINE Verdict clipped(const Column *column, double low_kappa, double high_kappa)
+{
+    int first = 0, past = column->count;
+    for (int round = 0; round < ROUNDS; round++) {
+        double centre = middle(column, first, past);
+        double sigma = spread_of(column, first, past, centre);
+        double low = centre - low_kappa * sigma, high = centre + high_kappa * sigma;
+        int from = first, to = past;
+        while (from < to && (double)SORTED(column, from) < low)
+            from++;
+        while (from < to && (double)SORTED(column, to - 1) > high)
+            to--;
+        if (to - from < LEAST_KEPT || (from == first && to == past))
+            break;
+        first = from;
+        past = to;
+    }
+    Verdict verdict = {(double)SORTED(column, first), (double)SORTED(column, past - 1), 0.0};
+    return verdict;
+}
+#endif
+
+#if METHOD == WINSOR_PERCENTILE
+INLINE double quantile(const Column *column, double part)
+{
+    double place = part * (double)(column->count - 1);
+    double low = (double)SORTED(column, (int)FLOOR(place));
+    double high = (double)SORTED(column, (int)CEIL(place));
+    return low + (high - low) * (place - FLOOR(place));
+}
+#endif
+
+#if METHOD == WINSORIZED_REFERENCE
+#define TIMES 10
+#define LEAST_SIGMA 1e-10
+#define NEAR 5e-4
+#define MAD_TO_SIGMA 1.4826
+
+/* Median of the absolute deviations from a centre between the samples. */
+INLINE double deviation(const Column *column, double centre)
+{
+    int n = column->count, above = 0;
+    while (above < n && (double)SORTED(column, above) < centre)
+        above++;
+    int below = above;
+    double before = 0.0, last = 0.0;
+    for (int k = 0; k <= n / 2; k++) {
+        double up = above < n ? (double)SORTED(column, above) - centre : (double)ENDLESS;
+        double down = below > 0 ? centre - (double)SORTED(column, below - 1) : (double)ENDLESS;
+        if (up <= down)
+            above++;
+        else
+            below--;
+        before = last;
+        last = up < down ? up : down;
+    }
+    return n % 2 == 1 ? last : midpoint(before, last);
+}
+
+INLINE int is_near(double now, double before)
+{
+    double change = now - before, size = before < 0.0 ? -before : before;
+    return (change < 0.0 ? -change : change) <= NEAR * (size > 1.0 ? size : 1.0);
+}
+
+INLINE double drawn(double v, Verdict to)
+{
+    v = v < to.low ? to.low : v;
+    return v > to.high ? to.high : v;
+}
+
+/* `values` and `weights` are those of the pixel in job order, NaN where invalid. */
+INLINE Verdict reference(const Column *column, double kappa, const float *values,
+                         const double *weights, int depth, whole stride)
+{
+    Verdict bounds = {-(double)ENDLESS, (double)ENDLESS, 0.0};
+    if (column->count < 2)
+        return bounds;
+    double centre = middle(column, 0, column->count);
+    double sigma = MAD_TO_SIGMA * deviation(column, centre);
+    sigma = sigma > LEAST_SIGMA ? sigma : LEAST_SIGMA;
+    bounds.low = bounds.high = NO_NUMBER;
+    for (int time = 0; time < TIMES; time++) {
+        double low = centre - kappa * sigma, high = centre + kappa * sigma;
+        if (low == bounds.low && high == bounds.high)
+            break;
+        bounds.low = low;
+        bounds.high = high;
+        double sum = 0.0, total = 0.0;
+        for (int k = 0; k < depth; k++) {
+            float value = values[k * stride];
+            if (IS_NAN(value))
+                continue;
+            sum = sum + weights[k * stride] * drawn((double)value, bounds);
+            total = total + weights[k * stride];
+        }
+        double mean = sum / total, squares = 0.0;
+        total = 0.0;
+        for (int k = 0; k < depth; k++) {
+            float value = values[k * stride];
+            if (IS_NAN(value))
+                continue;
+            double off = drawn((double)value, bounds) - mean, size = off < 0.0 ? -off : off;
+            double huber = size > kappa * sigma ? kappa * sigma / size : 1.0;
+            double weight = weights[k * stride] * huber;
+            squares = squares + weight * off * off;
+            total = total + weight;
+        }
+        double found = ROOT(squares / total);
+        int settled = is_near(mean, centre) && is_near(found, sigma);
+        centre = mean;
+        sigma = found > LEAST_SIGMA ? found : LEAST_SIGMA;
+        if (settled)
+            break;
+    }
+    return bounds;
+}
+#endif
+
+/* Pixels `from` on of a step, `count` of them, with room for `depth` samples each: `values` by channel
+ * and slot, `weights` and `sources` by slot, `sorted` and `beside` by slot for one channel.
+ * `out` has, with a distance of `area`: channels, coverage, and for methods that reject the numbers of
+ * samples below and above, by channel. */
+KERNEL stack(whole count, SCENE, whole from, whole area, whole depth, double kappa_low,
+             double kappa_high, double winsor_low, double winsor_high, whole together,
+             whole has_maps, whole weights_differ, float *values, double *weights, int *sources,
+             float *sorted, double *beside, float *out, counted *samples, counted *rejected)
+{
+    OPEN_SCENE;
+    EACH(i, count)
+    {
+        whole pixel = from + i;
+        whole x = x0 + pixel % width, y = y0 + pixel / width, strip = pixel % width / STRIP;
+        int n = 0;
+        double side = 0.0; /* above 0 with samples that are not saturated, below 0 with others */
+        for (int k = strips[strip]; k < strips[strip + 1]; k++) {
+            whole number = listed[k], input = windows[number].input;
+            Position p;
+            if (!find(s, number, x, y, &p))
+                continue;
+            float taken[CHANNELS];
+            double weight;
+            take(s, number, p, taken, &weight);
+            int is_valid = !IS_NAN(taken[0]);
+#if SATURATES
+            if (is_valid) {
+                if (weight < 0.0 && side > 0.0)
+                    continue;
+                if (weight > 0.0 && side < 0.0)
+                    n = 0;
+                side = weight < 0.0 ? -1.0 : 1.0;
+            }
+#endif
+            int some = 0;
+            for (int c = 0; c < CHANNELS; c++) {
+                double v = affine(s, input, c, taken[c]);
+                v = v < -3.4028234663852886e38 ? -3.4028234663852886e38 : v;
+                v = v > 3.4028234663852886e38 ? 3.4028234663852886e38 : v;
+                values[(c * depth + n) * count + i] = (float)v;
+                some |= !IS_NAN(taken[c]);
+            }
+            double size = weight < 0.0 ? -weight : weight;
+            weights[n * count + i] = has_maps ? (double)(float)size : weightings[input].weight;
+            sources[n * count + i] = (int)input;
+            if (is_valid)
+                COUNT(samples[input], 1);
+            n += some;
+        }
+        Verdict verdicts[CHANNELS];
+        for (int c = 0; c < CHANNELS; c++) {
+            const float *mine = values + c * depth * count + i;
+            Column column = {sorted + i, count, 0};
+            for (int k = 0; k < n; k++)
+                if (!IS_NAN(mine[k * count])) {
+                    SORTED(&column, column.count) = mine[k * count];
+#if METHOD == MEDIAN
+                    beside[column.count * count + i] = weights[k * count + i];
+#endif
+                    column.count++;
+                }
+            Verdict verdict = {NO_NUMBER, NO_NUMBER, NO_NUMBER};
+            if (column.count > 0) {
+#if METHOD == MEDIAN
+                if (weights_differ)
+                    verdict.value = weighted_median(&column, beside + i);
+                else {
+                    sort(&column);
+                    verdict.value = middle(&column, 0, column.count);
+                }
+#else
+                sort(&column);
+#if METHOD == WINSOR_PERCENTILE
+                verdict.low = quantile(&column, winsor_low);
+                verdict.high = quantile(&column, 1.0 - winsor_high);
+#elif METHOD == WINSORIZED_REFERENCE
+                verdict = reference(&column, kappa_low, mine, weights + i, n, count);
+#else
+                verdict = clipped(&column, kappa_low, kappa_high);
+#endif
+#endif
+            }
+            verdicts[c] = verdict;
+        }
+#if METHOD == KAPPA_SIGMA || METHOD == WINSORIZED
+        /* Only samples that every channel keeps; where there are none, all. */
+        int agreed = together && CHANNELS > 1, some = 0;
+        for (int k = 0; agreed && k < n; k++) {
+            int keeps = 1;
+            for (int c = 0; c < CHANNELS; c++) {
+                double v = (double)values[(c * depth + k) * count + i];
+                keeps &= v >= verdicts[c].low && v <= verdicts[c].high;
+            }
+            some |= keeps;
+        }
+        if (agreed && !some)
+            for (int c = 0; c < CHANNELS; c++) {
+                verdicts[c].low = -(double)ENDLESS;
+                verdicts[c].high = (double)ENDLESS;
+            }
+#endif
+        double coverage = 0.0;
+        for (int c = 0; c < CHANNELS; c++) {
+            double sum = 0.0, total = 0.0;
+            float below = 0.0f, above = 0.0f;
+            for (int k = 0; k < n; k++) {
+                float value = values[(c * depth + k) * count + i];
+                double weight = weights[k * count + i], v = (double)value;
+                int counts = !IS_NAN(value), is_below = 0, is_above = 0;
+                if (!counts)
+                    continue;
+#if METHOD == MEDIAN
+                v = 0.0;
+#else
+                is_below = v < verdicts[c].low;
+                is_above = v > verdicts[c].high;
+#if METHOD == KAPPA_SIGMA || METHOD == WINSORIZED
+                for (int other = 0; agreed && some && other < CHANNELS; other++) {
+                    double its = (double)values[(other * depth + k) * count + i];
+                    counts &= its >= verdicts[other].low && its <= verdicts[other].high;
+                }
+                counts &= !is_below & !is_above;
+#else
+                v = is_below ? verdicts[c].low : v;
+                v = is_above ? verdicts[c].high : v;
+#endif
+                if ((!counts) | is_below | is_above)
+                    COUNT(rejected[sources[k * count + i]], 1);
+#endif
+                sum += counts ? weight * v : 0.0;
+                total += counts ? weight : 0.0;
+                below += is_below ? 1.0f : 0.0f;
+                above += is_above ? 1.0f : 0.0f;
+            }
+#if METHOD == MEDIAN
+            out[c * area + pixel] = (float)verdicts[c].value;
+#else
+            out[c * area + pixel] = (float)(sum / total);
+            out[(CHANNELS + 1 + c) * area + pixel] = below;
+            out[(2 * CHANNELS + 1 + c) * area + pixel] = above;
+#endif
+            coverage += total / (double)CHANNELS;
+        }
+        out[CHANNELS * area + pixel] = (float)coverage;
+    }
+}
+#endif

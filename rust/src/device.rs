@@ -1,0 +1,220 @@
+//! A device that Python drives, as the engine sees it.
+
+use std::sync::{Mutex, PoisonError};
+
+use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods};
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use zmrs_core::Error;
+use zmrs_core::coadd::{Combine, Estimator, Running};
+use zmrs_core::device::{self, Counts, DeviceStep};
+use zmrs_core::geom::{CellKind, Rect};
+use zmrs_core::job;
+use zmrs_core::reproject::Loaded;
+use zmrs_core::resample::TapTable;
+
+use crate::job::Job;
+
+/// The object that computes, and what it has raised.
+pub struct Device {
+    object: Py<PyAny>,
+    raised: Mutex<Option<PyErr>>,
+}
+
+impl Device {
+    /// An object with the methods of `zmrs.backends.base.Device`.
+    pub fn new(object: Py<PyAny>) -> Self {
+        Self { object, raised: Mutex::new(None) }
+    }
+
+    /// What stopped it, if anything has.
+    pub fn raised(self) -> Option<PyErr> {
+        self.raised.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn call<T>(&self, work: impl FnOnce(&Bound<'_, PyAny>) -> PyResult<T>) -> zmrs_core::Result<T> {
+        Python::attach(|py| work(self.object.bind(py))).map_err(|raised| {
+            *self.raised.lock().unwrap_or_else(PoisonError::into_inner) = Some(raised);
+            Error::Device
+        })
+    }
+}
+
+impl device::Device for Device {
+    fn compute(&self, step: DeviceStep) -> zmrs_core::Result<()> {
+        self.call(|object| {
+            let step = Step::new(object.py(), step);
+            object.call_method1("compute", (step,)).map(drop)
+        })
+    }
+
+    fn cover(&self, window: usize, part: &Rect, covered: &mut [u8]) -> zmrs_core::Result<()> {
+        let place = covered.as_mut_ptr() as usize;
+        let part = (part.x0, part.y0, part.x1, part.y1);
+        self.call(|object| object.call_method1("cover", (window, part, place)).map(drop))
+    }
+
+    fn release(&self) {
+        // Too late to fail: what was computed is there.
+        let _ = self.call(|object| object.call_method0("release").map(drop));
+    }
+
+    fn counts(&self) -> zmrs_core::Result<Counts> {
+        self.call(|object| object.call_method0("counts")?.extract())
+    }
+}
+
+/// What the device gets to compute. Places are addresses in the memory of this process, which stay as
+/// long as the call to which they are given.
+#[pyclass(frozen, get_all, module = "zmrs._zmrs")]
+pub struct Step {
+    /// Columns and rows of the output: x0, y0, x1, y1.
+    rect: (i64, i64, i64, i64),
+    is_first: bool,
+    is_last: bool,
+    /// A row a window, in job order: input, first and past the last output column that it serves,
+    /// x0, y0, x1, y1 of its pixels, where they begin among all, where its exact coordinates do.
+    windows: Py<PyArray2<i64>>,
+    /// Cells of exact coordinates, for windows that have some: window, and their numbers in order.
+    exact_cells: Vec<(usize, Py<PyArray1<u32>>)>,
+    /// Place and number of all pixels, single precision.
+    pixels: (usize, usize),
+    /// Place and number of all exact coordinates, double precision.
+    exact: (usize, usize),
+    /// Places of the planes of the output, rows as wide as the canvas.
+    planes: Vec<usize>,
+}
+
+impl Step {
+    fn new(py: Python<'_>, step: DeviceStep) -> Self {
+        let DeviceStep { rect, is_first, is_last, loaded, mut planes } = step;
+        let (mut pixels, mut exact) = (0, 0);
+        let mut rows = Vec::with_capacity(9 * loaded.len());
+        let mut exact_cells = Vec::new();
+        for (number, Loaded { window, pixels: mine, exact: records }) in loaded.iter().enumerate() {
+            let (rect, out_x) = (window.rect, &window.out_x);
+            let input = window.input as i64;
+            rows.extend([input, out_x.start, out_x.end, rect.x0, rect.y0, rect.x1, rect.y1]);
+            rows.extend([pixels as i64, exact as i64]);
+            pixels += mine.len();
+            exact += records.len();
+            if !window.exact.is_empty() {
+                exact_cells.push((number, window.exact.clone().into_pyarray(py).unbind()));
+            }
+        }
+        let place_of = |values: Option<*const f32>| values.map_or(0, |at| at as usize);
+        let windows = rows.into_pyarray(py).reshape([loaded.len(), 9]);
+        Self {
+            rect: (rect.x0, rect.y0, rect.x1, rect.y1),
+            is_first,
+            is_last,
+            windows: windows.expect("nine numbers a window").unbind(),
+            exact_cells,
+            pixels: (place_of(loaded.first().map(|one| one.pixels.as_ptr())), pixels),
+            exact: (loaded.first().map_or(0, |one| one.exact.as_ptr() as usize), exact),
+            planes: planes.iter_mut().map(|plane| plane.as_mut_ptr() as usize).collect(),
+        }
+    }
+}
+
+/// What determines the pixels of a job, as plain values: what a device is told before a pass.
+#[pyfunction]
+pub fn describe_job<'py>(py: Python<'py>, job: &Job) -> PyResult<Bound<'py, PyDict>> {
+    let job = &job.0;
+    let told = PyDict::new(py);
+    told.set_item("shape", (job.channels, job.height, job.width))?;
+    told.set_item("planes", job.planes())?;
+    told.set_item("kernel", format!("{:?}", job.kernel).to_lowercase())?;
+    let (method, kappa, winsor, together) = match job.combine {
+        Combine::Running(running) => (name_of(running), (0.0, 0.0), (0.0, 0.0), false),
+        Combine::Streamed(how) => ("stream", how.kappa, (0.0, 0.0), how.together),
+        Combine::Stacked(how) => {
+            let (name, kappa, winsor) = match how.estimator {
+                Estimator::Median => ("median", (0.0, 0.0), (0.0, 0.0)),
+                Estimator::KappaSigma(kappa) => ("kappa-sigma", kappa, (0.0, 0.0)),
+                Estimator::Winsorized(kappa) => ("winsorized", kappa, (0.0, 0.0)),
+                Estimator::WinsorizedReference(kappa) => {
+                    ("winsorized-reference", (kappa, kappa), (0.0, 0.0))
+                }
+                Estimator::WinsorPercentile(parts) => ("winsor-percentile", (0.0, 0.0), parts),
+            };
+            (name, kappa, winsor, how.together)
+        }
+    };
+    told.set_item("method", method)?;
+    told.set_item("kappa", kappa)?;
+    told.set_item("winsor", winsor)?;
+    told.set_item("together", together)?;
+    told.set_item("variance", job.variance)?;
+    told.set_item("gives_way", job.gives_way())?;
+    told.set_item("has_maps", job.inputs.iter().any(has_map))?;
+    told.set_item("inputs", job.inputs.len())?;
+    told.set_item("tap_table", TapTable::new(job.kernel).values())?;
+    Ok(told)
+}
+
+fn name_of(running: Running) -> &'static str {
+    match running {
+        Running::Mean => "mean",
+        Running::Sum => "sum",
+        Running::Min => "min",
+        Running::Max => "max",
+        Running::First => "first",
+        Running::Last => "last",
+    }
+}
+
+fn has_map(input: &job::Input) -> bool {
+    input.weight_map.is_some() || input.weighting.feather_px > 0.0
+}
+
+/// What determines the samples of one input of a job, as plain values.
+#[pyfunction]
+pub fn describe_input<'py>(
+    py: Python<'py>,
+    job: &Job,
+    number: usize,
+) -> PyResult<Bound<'py, PyDict>> {
+    let input = &job.0.inputs[number];
+    let (grid, weighting) = (&input.grid, &input.weighting);
+    let [width, height] = grid.frame();
+    let kept = weighting.within_border(grid.frame());
+    let rect = grid.rect();
+    let told = PyDict::new(py);
+    told.set_item("origin", (rect.x0, rect.y0))?;
+    told.set_item("spacing", grid.spacing())?;
+    let [across, down] = [rect.width() / grid.spacing(), rect.height() / grid.spacing()];
+    told.set_item("cells_across_down", (across, down))?;
+    told.set_item("frame", (width, height))?;
+    told.set_item("border", (kept.x0, kept.y0, kept.x1, kept.y1))?;
+    told.set_item("has_map", input.weight_map.is_some())?;
+    told.set_item("weight", input.weight)?;
+    told.set_item("feather", weighting.feather_px)?;
+    told.set_item("saturation", weighting.saturation.map_or(0.0, |s| f64::from(s.level())))?;
+    told.set_item("gain", input.gain.clone())?;
+    told.set_item("offset", input.offset.clone())?;
+    Ok(told)
+}
+
+type Grid<'py> =
+    (Bound<'py, PyArray1<f64>>, Bound<'py, PyArray1<u8>>, Option<Bound<'py, PyArray1<u32>>>);
+
+/// Where output pixels fall in one input of a job: nodes (x, y, one after the other), cells (0
+/// empty, 1 smooth, 2 exact), and the records of the exact ones, if there are any.
+#[pyfunction]
+pub fn grid_of_input<'py>(py: Python<'py>, job: &Job, number: usize) -> Grid<'py> {
+    let grid = &job.0.inputs[number].grid;
+    let nodes = grid.nodes().as_flattened().to_vec().into_pyarray(py);
+    let kind = |cell: &CellKind| match cell {
+        CellKind::Empty => 0,
+        CellKind::Smooth { .. } => 1,
+        CellKind::Exact { .. } => 2,
+    };
+    let cells = grid.cells().iter().map(kind).collect::<Vec<u8>>().into_pyarray(py);
+    let record = |cell: &CellKind| match cell {
+        CellKind::Exact { index } => *index,
+        _ => u32::MAX,
+    };
+    let records = || grid.cells().iter().map(record).collect::<Vec<u32>>().into_pyarray(py);
+    (nodes, cells, grid.exact().map(|_| records()))
+}

@@ -1,0 +1,138 @@
+"""A device that is none: the text of the kernels, compiled by the C compiler into loops.
+
+What it computes is what a GPU with the same arithmetic computes; how fast, and whether a driver and its
+compiler do as they should, only a GPU can tell.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from zmrs.errors import DeviceError, DeviceMemoryError
+
+COMPILER = next((found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None)
+
+needs_compiler = pytest.mark.skipif(
+    COMPILER is None, reason="NOT RUN: there is no C compiler for the kernels"
+)
+
+
+@functools.cache
+def library(text: str, defines: tuple[tuple[str, int], ...]) -> ctypes.CDLL:
+    """The kernels of a text as a library."""
+    name = hashlib.blake2b(repr((text, defines)).encode(), digest_size=8).hexdigest()
+    folder = Path(tempfile.gettempdir()) / f"zmrs-kernels-{os.getuid()}"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}.so"
+    if not path.exists():
+        assert COMPILER is not None
+        fresh = path.with_suffix(f".{os.getpid()}")
+        macros = [f"-D{name}={value}" for name, value in defines]
+        flags = ["-x", "c", "-std=c11", "-O2", "-ffp-contract=off", "-fPIC", "-shared", *macros]
+        made = subprocess.run(
+            [COMPILER, *flags, "-o", str(fresh), "-", "-lm"],
+            input=text, text=True, capture_output=True, check=False,
+        )  # fmt: skip
+        assert made.returncode == 0, made.stderr
+        fresh.rename(path)
+    return ctypes.CDLL(str(path))
+
+
+class Memory:
+    """A buffer of the emulated device."""
+
+    def __init__(self, hardware: Emulated, nbytes: int) -> None:
+        self.nbytes, self._hardware = nbytes, hardware
+        # Whoever relies on what was there is found out.
+        self.array = np.full(nbytes, 0xA5, np.uint8)
+        hardware.held += nbytes
+        hardware.peak = max(hardware.peak, hardware.held)
+
+    def __del__(self) -> None:
+        self._hardware.held -= self.nbytes
+
+    @property
+    def place(self) -> int:
+        return self.array.ctypes.data
+
+
+class Emulated:
+    """Hardware as `zmrs.backends.base.Hardware` says.
+
+    Parameters
+    ----------
+    memory_bytes
+        What it has; an allocation beyond fails.
+    fails_at
+        Number of the launch that fails, counted from 1.
+    """
+
+    name = "emulated"
+
+    def __init__(self, memory_bytes: int = 1 << 40, fails_at: int = 0) -> None:
+        self.memory_bytes, self.fails_at = memory_bytes, fails_at
+        self.held = self.peak = self.launched = self.uploaded = 0
+        self.pinned: set[int] = set()
+        self._library: Any = None
+
+    def compile(self, text: str, defines: Mapping[str, int]) -> None:
+        self._library = library(text, tuple(defines.items()))
+
+    def allocate(self, nbytes: int) -> Memory:
+        if self.held + nbytes > self.memory_bytes:
+            raise DeviceMemoryError(f"{nbytes} bytes do not fit")
+        return Memory(self, nbytes)
+
+    def upload(self, buffer: Memory, place: int, nbytes: int, at: int = 0) -> None:
+        assert at + nbytes <= buffer.nbytes
+        ctypes.memmove(buffer.place + at, place, nbytes)
+        self.uploaded += nbytes
+
+    def upload_array(self, buffer: Memory, array: np.ndarray, at: int = 0) -> None:
+        assert array.flags.c_contiguous
+        self.upload(buffer, array.ctypes.data, array.nbytes, at)
+
+    def download(
+        self, buffer: Memory, at: int, place: int, row_bytes: int, rows: int, pitch: int
+    ) -> None:
+        assert at + row_bytes * rows <= buffer.nbytes
+        for row in range(rows):
+            ctypes.memmove(place + row * pitch, buffer.place + at + row * row_bytes, row_bytes)
+
+    def launch(self, kernel: str, count: int, arguments: Sequence[Any]) -> None:
+        self.launched += 1
+        if self.launched == self.fails_at:
+            raise DeviceError("an illegal memory access was encountered")
+        function = getattr(self._library, kernel)
+        function.restype = None
+        given: list[Any] = [ctypes.c_longlong(count)]
+        for argument in arguments:
+            if isinstance(argument, Memory):
+                given.append(ctypes.c_void_p(argument.place))
+            elif isinstance(argument, float):
+                given.append(ctypes.c_double(argument))
+            else:
+                given.append(ctypes.c_longlong(int(argument)))
+        function(*given)
+
+    def pin(self, place: int, nbytes: int) -> None:
+        assert nbytes > 0
+        self.pinned.add(place)
+
+    def unpin(self) -> None:
+        self.pinned.clear()
+
+    def wait(self) -> None:
+        pass
