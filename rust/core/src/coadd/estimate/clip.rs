@@ -1,6 +1,6 @@
 //! Iterative clipping about the median.
 
-use super::{Column, Kept, LANES, Lanes};
+use super::{Column, Kept, LANES};
 
 /// How often the median and the spread are taken anew, at most.
 const ROUNDS: usize = 5;
@@ -48,7 +48,7 @@ fn rounds<const WINSORIZED: bool>(column: &Column, kappa: (f64, f64)) -> Kept {
         let sigma = if WINSORIZED {
             winsorized_spread(column, &kept, &centre)
         } else {
-            spread::<false>(column, &kept, &centre, &[f64::INFINITY; LANES], 0.0)
+            spread(column, &kept, &centre, &[f64::INFINITY; LANES], 0.0)
         };
         let mut next = kept;
         for lane in 0..LANES {
@@ -76,7 +76,7 @@ fn rounds<const WINSORIZED: bool>(column: &Column, kappa: (f64, f64)) -> Kept {
 /// The standard deviation of samples that are drawn in to some of it, when it no longer changes.
 #[inline(always)]
 fn winsorized_spread(column: &Column, kept: &Kept, centre: &[f64; LANES]) -> [f64; LANES] {
-    let mut sigma = spread::<false>(column, kept, centre, &[f64::INFINITY; LANES], 1.0);
+    let mut sigma = spread(column, kept, centre, &[f64::INFINITY; LANES], 1.0);
     let mut settled = [false; LANES];
     for lane in 0..LANES {
         // Lanes without samples have NaN, which never settles.
@@ -87,7 +87,7 @@ fn winsorized_spread(column: &Column, kept: &Kept, centre: &[f64; LANES]) -> [f6
         for lane in 0..LANES {
             reach[lane] *= DRAWN_IN;
         }
-        let next = spread::<true>(column, kept, centre, &reach, 1.0);
+        let next = spread(column, kept, centre, &reach, 1.0);
         let mut done = true;
         for lane in 0..LANES {
             let next = CORRECTION * next[lane];
@@ -103,12 +103,11 @@ fn winsorized_spread(column: &Column, kept: &Kept, centre: &[f64; LANES]) -> [f6
     sigma
 }
 
-/// Standard deviations of the samples kept, from sums about `centre`, where no digits are lost; if
-/// `DRAWN`, of samples drawn in to `reach` about it. `fewer` is taken from the number of samples by
-/// which the sum of squares is divided: 0 for the root of the mean square, 1 for an unbiased
-/// variance.
+/// Standard deviations of the samples kept, when they are drawn in to `reach` about `centre`: from
+/// sums about it, where no digits are lost. `fewer` is taken from the number of samples by which
+/// the sum of squares is divided: 0 for the root of the mean square, 1 for an unbiased variance.
 #[inline(always)]
-fn spread<const DRAWN: bool>(
+fn spread(
     column: &Column,
     kept: &Kept,
     centre: &[f64; LANES],
@@ -117,76 +116,38 @@ fn spread<const DRAWN: bool>(
 ) -> [f64; LANES] {
     // As doubles, so that every array of the loop has lanes of the same width.
     let (mut first, mut past) = ([0.0; LANES], [0.0; LANES]);
-    // Some lane counts the rows from `low` to `high`, every lane those of `all`.
-    let (mut low, mut high, mut all) = (usize::MAX, 0, 0..usize::MAX);
+    let (mut low, mut high) = (usize::MAX, 0);
     for lane in 0..LANES {
-        let (from, to) = (kept.first[lane], kept.past[lane]);
-        (first[lane], past[lane]) = (from as f64, to as f64);
-        (low, high) = (low.min(from), high.max(to));
-        all = all.start.max(from)..all.end.min(to);
+        (first[lane], past[lane]) = (kept.first[lane] as f64, kept.past[lane] as f64);
+        (low, high) = (low.min(kept.first[lane]), high.max(kept.past[lane]));
     }
-    let all = if all.is_empty() { high..high } else { all };
-    let mut moments = Moments::default();
-    for place in low..all.start {
-        let counted = (place as f64, &first, &past);
-        moments.add::<DRAWN, true>(&column.sorted[place], centre, reach, counted);
-    }
-    for place in all.clone() {
-        let counted = (place as f64, &first, &past);
-        moments.add::<DRAWN, false>(&column.sorted[place], centre, reach, counted);
-    }
-    for place in all.end..high {
-        let counted = (place as f64, &first, &past);
-        moments.add::<DRAWN, true>(&column.sorted[place], centre, reach, counted);
+    let (mut sum, mut squares) = ([0.0; LANES], [0.0; LANES]);
+    for place in low..high {
+        let (row, place) = (&column.sorted[place], place as f64);
+        for lane in 0..LANES {
+            let off = f64::from(row[lane]) - centre[lane];
+            let off = if off < reach[lane] { off } else { reach[lane] };
+            let off = if off > -reach[lane] { off } else { -reach[lane] };
+            let counts = (place >= first[lane]) & (place < past[lane]);
+            let off = if counts { off } else { 0.0 };
+            sum[lane] += off;
+            squares[lane] += off * off;
+        }
     }
     let mut sigma = [0.0; LANES];
     for lane in 0..LANES {
-        let (sum, n) = (moments.sum[lane], past[lane] - first[lane]);
+        let n = past[lane] - first[lane];
         let over = if n > fewer { n - fewer } else { n };
-        let variance = (moments.squares[lane] - sum * sum / n) / over;
+        let variance = (squares[lane] - sum[lane] * sum[lane] / n) / over;
         // Rounding may leave a little less than nothing; NaN stays.
         sigma[lane] = if variance < 0.0 { 0.0 } else { variance.sqrt() };
     }
     sigma
 }
 
-/// Sums of the distances of samples from a centre, and of their squares.
-#[derive(Default)]
-struct Moments {
-    sum: [f64; LANES],
-    squares: [f64; LANES],
-}
-
-impl Moments {
-    /// Add a row of samples, drawn in to `reach` if `DRAWN`; if `SOME`, only in the lanes between
-    /// whose first and last row its place lies.
-    #[inline(always)]
-    fn add<const DRAWN: bool, const SOME: bool>(
-        &mut self,
-        row: &Lanes,
-        centre: &[f64; LANES],
-        reach: &[f64; LANES],
-        (place, first, past): (f64, &[f64; LANES], &[f64; LANES]),
-    ) {
-        for lane in 0..LANES {
-            let mut off = f64::from(row[lane]) - centre[lane];
-            if DRAWN {
-                off = if off < reach[lane] { off } else { reach[lane] };
-                off = if off > -reach[lane] { off } else { -reach[lane] };
-            }
-            if SOME {
-                let counts = (place >= first[lane]) & (place < past[lane]);
-                off = if counts { off } else { 0.0 };
-            }
-            self.sum[lane] += off;
-            self.squares[lane] += off * off;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::sort;
+    use super::super::{Lanes, sort};
     use super::*;
 
     /// The samples that are kept, in ascending order; all lanes look at the same ones.
