@@ -1,7 +1,7 @@
 """A device that is none: the text of the kernels, compiled by the C compiler into loops.
 
-What it computes is what a GPU with the same arithmetic computes; how fast, and whether a driver and its
-compiler do as they should, only a GPU can tell.
+What it computes is what a GPU with the same arithmetic computes; how fast, and whether a driver and
+its compiler do as they should, only a GPU can tell.
 """
 
 from __future__ import annotations
@@ -85,13 +85,18 @@ class Emulated:
         self.memory_bytes, self.fails_at = memory_bytes, fails_at
         self.held = self.peak = self.launched = self.uploaded = 0
         self.pinned: set[int] = set()
+        self.allowed: list[int] = []
         self._library: Any = None
+
+    def allow(self, nbytes: int) -> None:
+        assert self.held == 0, "buffers of another pass are left"
+        self.allowed.append(nbytes)
 
     def compile(self, text: str, defines: Mapping[str, int]) -> None:
         self._library = library(text, tuple(defines.items()))
 
     def allocate(self, nbytes: int) -> Memory:
-        if self.held + nbytes > self.memory_bytes:
+        if self.held + nbytes > min(self.memory_bytes, *self.allowed[-1:], 1 << 60):
             raise DeviceMemoryError(f"{nbytes} bytes do not fit")
         return Memory(self, nbytes)
 

@@ -138,6 +138,12 @@ class Options:
         kind="choice",
         choices=GPUS,
     )
+    gpu_memory: int | None = _option(
+        None,
+        "GPU memory that may be taken at most [default: a share of what is free there]",
+        kind="bytes",
+        metavar="SIZE",
+    )
     hdu: str | None = _option(
         None,
         "HDU to use, by number or name [default: the first image with a celestial WCS]",

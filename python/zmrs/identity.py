@@ -30,6 +30,8 @@ _WITHOUT_EFFECT = (
     "max_output_pixels",
     "resume",
     "journal_after",
+    "gpu",
+    "gpu_memory",
     "solver",
     "solver_timeout",
 )
@@ -76,6 +78,8 @@ def identity_of(prepared: Prepared, options: Options) -> Callable[[], dict[str, 
             "solutions": solutions,
             "weights": weights,
             "is_update": prepared.base is not None,
+            # They agree closely, not to the bit on every device: a mosaic is of one of them.
+            "backend": "gpu" if prepared.plan.use_gpu else "cpu",
         }
 
     return identity

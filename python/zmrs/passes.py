@@ -136,6 +136,7 @@ class Passes:
             write_back=self._write_back,
             marks=marks,
             bounds=self._bounds,
+            device=prepared.device_for(prepared.job, prepared.layout),
             progress=self._progress,
         )
         if self._least_part > 0:
@@ -172,6 +173,7 @@ class Passes:
             bounds=self._bounds,
             progress=self._progress,
             write_back=self._write_back,
+            device_for=prepared.device_for,
         )
         if self._least_part > 0:
             images = [*first[:channels], *first[len(first) - len(variances) :]]

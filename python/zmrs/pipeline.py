@@ -8,6 +8,7 @@ rest.
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from dataclasses import replace
@@ -15,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zmrs import photometry, sds, survey
-from zmrs.errors import InputError
+from zmrs.backends import ladder
+from zmrs.errors import DeviceError, InputError
 from zmrs.events import Stage
 from zmrs.identity import identity_of
 from zmrs.io import cards, output
@@ -236,8 +238,47 @@ def _run(
     journal: Journal,
     listener: Listener,
 ) -> Result:
-    """Matching, batches if there are any, and passes, into a file or into arrays."""
+    """Matching, and what follows it: on the device of the plan, or where that fails on the CPU."""
     prepared, matching = _matched(prepared, options, listener)
+    tries = 0
+    while True:
+        try:
+            return _combined(prepared, matching, path, options, scratch, journal, listener)
+        except DeviceError as failure:
+            plan = ladder.after(
+                failure,
+                prepared.room.plan,
+                prepared.plan,
+                tries,
+                demands_gpu=prepared.room.demands_gpu,
+            )
+        tries += 1
+        # What the device still holds for the failed pass.
+        gc.collect()
+        journal.restart()
+        prepared = _replanned(prepared, plan, options)
+
+
+def _replanned(prepared: Prepared, plan: Plan, options: Options) -> Prepared:
+    """The job with another plan."""
+    room, last = replace(prepared.room, plan=plan), prepared.job
+    if prepared.batches:
+        threshold = plan.two_pass_coverage_threshold
+        last, _ = stack_job(prepared.batches, prepared.channels, prepared.grid, options, threshold)
+    of_batches, layout = room.cut(prepared.job, prepared.batches, last)
+    return replace(prepared, room=room, batch_layouts=of_batches, layout=layout)
+
+
+def _combined(
+    prepared: Prepared,
+    matching: photometry.Matching | None,
+    path: Path | None,
+    options: Options,
+    scratch: Callable[[str], Path],
+    journal: Journal,
+    listener: Listener,
+) -> Result:
+    """Batches if there are any, and passes, into a file or into arrays."""
     depth_at = _depth_file(prepared, options, scratch)
     made, stack, of_stack = None, prepared, matching
     if prepared.batches:

@@ -19,6 +19,7 @@ from zmrs.gpu_safety import (
     apply_gpu_safety,
     bump_gpu_rows,
     effective_gpu,
+    gpu_context,
     phase5_vram_budget,
 )
 from zmrs.memory import Allowance, allowance, parse_memory
@@ -40,6 +41,7 @@ __all__ = [
     "detect_capabilities",
     "given_plan",
     "global_plan",
+    "on_cpu",
     "phase5_plan",
     "phase5_vram_budget",
     "select_two_pass_plan",
@@ -70,7 +72,12 @@ REASONS = {
     "memory_cut_to_system_limit": "the memory limit asked for is cut to what the system grants",
     "memory_limits_unknown": "no limit of the system is known, so a modest one is used",
     "memory_planned": "the memory limit is the one of the plan that was given",
-    "cpu_only": "this version computes on the CPU only",
+    "cpu_only": "what is asked for is computed on the CPU only",
+    "gpu_host_memory": "a GPU context would take more of the memory limit than is left",
+    "gpu_does_not_fit": "the GPU chunk is too small for the job",
+    "gpu_out_of_memory": "smaller GPU chunks, because the GPU ran out of memory",
+    "gpu_failed": "the GPU failed, so the CPU computes everything again",
+    "gpu_memory_asked": "no more GPU memory than asked for",
     "gpu_off": "the GPU is not asked for",
     "gpu_not_planned": "the plan that was given does without the GPU",
     "gpu_unavailable": "there is no usable GPU",
@@ -104,8 +111,8 @@ REASONS = {
 }
 """What each of a plan's ``reasons`` means, in words."""
 
-_AGAINST_GPU = ("gpu_off", "gpu_not_planned", "cpu_only")
-"""Why the GPU is out of the question on any machine: options, plan, version, in this order."""
+_AGAINST_GPU = ("gpu_off", "gpu_not_planned", "cpu_only", "gpu_host_memory", "gpu_failed")
+"""Why a job stays off the GPU of any machine: options, plan, what is asked for, memory, failure."""
 
 
 def auto_tune_plan(
@@ -271,13 +278,13 @@ def global_plan(
     caps: Capabilities | Any,
     *,
     allowed: Allowance | None = None,
-    has_gpu_backend: bool = True,
+    without_gpu: str = "",
 ) -> Plan:
     """The plan of a run before anything is known of its last stage, named ``global``.
 
     Parameters and errors are those of `phase5_plan`.
     """
-    return _plan("global", shape or (0, 0), n_frames, config, caps, allowed, has_gpu_backend)
+    return _plan("global", shape or (0, 0), n_frames, config, caps, allowed, without_gpu)
 
 
 def phase5_plan(
@@ -287,7 +294,7 @@ def phase5_plan(
     caps: Capabilities | Any,
     *,
     allowed: Allowance | None = None,
-    has_gpu_backend: bool = True,
+    without_gpu: str = "",
 ) -> Plan:
     """The plan of the last stage, resampling and combining, named ``phase5``.
 
@@ -307,8 +314,8 @@ def phase5_plan(
         The machine, from `detect_capabilities`.
     allowed
         Memory limit; None works it out from ``config.memory`` and ``caps.limits``.
-    has_gpu_backend
-        Whether the job could run on a GPU at all.
+    without_gpu
+        Why the job cannot run on a GPU, one of `REASONS`; empty if it can.
 
     Raises
     ------
@@ -318,7 +325,7 @@ def phase5_plan(
     shape = grid if hasattr(grid, "__len__") else grid.shape
     n_inputs = len(inputs) if hasattr(inputs, "__len__") else _count(inputs)
     shape = (_count(shape[0]), _count(shape[1]))
-    plan = _plan("phase5", shape, n_inputs, config, caps, allowed, has_gpu_backend)
+    plan = _plan("phase5", shape, n_inputs, config, caps, allowed, without_gpu)
     return plan.replace(rows_per_chunk=None, max_chunk_bytes=None)
 
 
@@ -329,17 +336,17 @@ def _plan(
     config: Any,
     caps: Capabilities | Any,
     allowed: Allowance | None,
-    has_gpu_backend: bool,
+    without_gpu: str,
 ) -> Plan:
     """Tuned, safe on the GPU, within the memory limit."""
     allowed = allowed or _allowance(config, caps)
     tuner = _Tuner(config, caps, most_bytes=allowed.bytes)
     plan = tuner.plan(name, shape, n_images, _BYTES_PER_PIXEL)
-    refusal = _against_gpu(config, None, has_gpu_backend=has_gpu_backend)
+    refusal = _against_gpu(config, None, without_gpu=without_gpu)
     if refusal is None:
         plan = _gpu_share(plan, caps, config, shape, n_images)
     else:
-        plan = _on_cpu(plan, refusal)
+        plan = on_cpu(plan, refusal)
     return _within(plan, allowed)
 
 
@@ -349,7 +356,7 @@ def given_plan(
     caps: Capabilities | Any,
     allowed: Allowance,
     *,
-    has_gpu_backend: bool = True,
+    without_gpu: str = "",
 ) -> tuple[Plan, Allowance]:
     """A plan that the caller brings, as far as the job and the machine allow it.
 
@@ -369,13 +376,20 @@ def given_plan(
     planned = plan.memory_bytes
     if planned is not None and (setting(config, "memory") is None or planned <= allowed.bytes):
         allowed = allowance(planned, setting(caps, "limits") or (), words="as planned")
-    refusal = _against_gpu(config, plan, has_gpu_backend=has_gpu_backend)
+    refusal = _against_gpu(config, plan, without_gpu=without_gpu)
     if refusal is not None:
         plan = _because(plan.replace(use_gpu=False), refusal)
+    elif plan.use_gpu:
+        if plan.gpu_max_chunk_bytes is None:
+            budget = phase5_vram_budget(config, gpu_context(caps, plan.name))
+            plan = _because(plan.replace(gpu_max_chunk_bytes=budget.bytes), *budget.reasons)
+        plan = _within_asked(plan, config)
     return _within(plan, allowed), allowed
 
 
-def check_gpu(config: Any, given: Plan | None = None, *, has_gpu_backend: bool = True) -> None:
+def check_gpu(
+    config: Any, given: Plan | None = None, *, without_gpu: str = "", note: str = ""
+) -> None:
     """Refuse a job that demands a GPU which it cannot get.
 
     Parameters
@@ -384,26 +398,29 @@ def check_gpu(config: Any, given: Plan | None = None, *, has_gpu_backend: bool =
         Object or mapping whose ``gpu`` is ``auto``, ``on`` (a demand) or ``off``.
     given
         A plan that the caller brings, if any: where it forbids the GPU the demand is void.
-    has_gpu_backend
-        Whether the job could run on a GPU at all.
+    without_gpu
+        Why the job cannot run on a GPU, one of `REASONS`; empty if it can.
+    note
+        More of that, for people.
 
     Raises
     ------
     zmrs.errors.UsageError
         When the GPU is demanded, nothing forbids it, and there is no way to use one.
     """
-    refusal = _against_gpu(config, given, has_gpu_backend=has_gpu_backend)
-    if setting(config, "gpu") == "on" and refusal == "cpu_only":
-        raise UsageError(f"--gpu on: {REASONS[refusal]}; use --gpu auto.")
+    refusal = _against_gpu(config, given, without_gpu=without_gpu)
+    if setting(config, "gpu") == "on" and refusal and refusal != "gpu_not_planned":
+        more = f" ({note})" if note else ""
+        raise UsageError(f"--gpu on: {REASONS[refusal]}{more}; use --gpu auto.")
 
 
-def _against_gpu(config: Any, given: Plan | None, *, has_gpu_backend: bool) -> str | None:
-    """Who keeps a job from the GPU whatever the machine is: one of `_AGAINST_GPU`, or nobody."""
+def _against_gpu(config: Any, given: Plan | None, *, without_gpu: str) -> str | None:
+    """What keeps a job from the GPU before its memory is looked at: a reason, or nothing."""
     if setting(config, "gpu") == "off":
         return "gpu_off"
     if given is not None and not given.use_gpu:
         return "gpu_not_planned"
-    return None if has_gpu_backend else "cpu_only"
+    return without_gpu or None
 
 
 def _gpu_share(
@@ -414,13 +431,22 @@ def _gpu_share(
     requested = flag(config, "use_gpu_phase5", True)
     is_used, decided = effective_gpu(safe, context, config, requested=requested)
     if not is_used:
-        return _on_cpu(safe, *context.reasons, *decided)
+        return on_cpu(safe, *context.reasons, *decided)
     budget = phase5_vram_budget(config, context, plan_cap_bytes=safe.gpu_max_chunk_bytes)
     sized = safe.replace(use_gpu=True, gpu_max_chunk_bytes=budget.bytes)
     bumped = bump_gpu_rows(sized, context, shape[1], n_images)
     more = ("gpu_rows_bumped",) if bumped != sized else ()
     final = _within_image(bumped, shape[0])
-    return _because(final, *context.reasons, *decided, *budget.reasons, *more)
+    final = _because(final, *context.reasons, *decided, *budget.reasons, *more)
+    return _within_asked(final, config)
+
+
+def _within_asked(plan: Plan, config: Any) -> Plan:
+    """No more GPU memory than the user grants."""
+    asked, planned = known(config, "gpu_memory"), plan.gpu_max_chunk_bytes
+    if asked is None or (planned is not None and planned <= asked):
+        return plan
+    return _because(plan.replace(gpu_max_chunk_bytes=min(asked, _MOST_BYTES)), "gpu_memory_asked")
 
 
 def _within_image(plan: Plan, height: int) -> Plan:
@@ -429,7 +455,7 @@ def _within_image(plan: Plan, height: int) -> Plan:
     return plan.replace(gpu_rows_per_chunk=height) if rows and 0 < height < rows else plan
 
 
-def _on_cpu(plan: Plan, *reasons: str) -> Plan:
+def on_cpu(plan: Plan, *reasons: str) -> Plan:
     """The plan without a GPU, and why."""
     plan = plan.replace(use_gpu=False, gpu_rows_per_chunk=None, gpu_max_chunk_bytes=None)
     return _because(plan, *reasons)

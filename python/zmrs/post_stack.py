@@ -226,6 +226,7 @@ def _renormalise(
         bounds=bounds,
         progress=progress,
         write_back=write_back,
+        device_for=prepared.device_for,
         over=first.planes,
         over_variance=first.variance,
         epsilon=merge_epsilon(percentile),

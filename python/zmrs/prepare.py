@@ -23,13 +23,15 @@ from zmrs import (
     selection,
     survey,
 )
+from zmrs.backends.choose import Backend, open_backend
+from zmrs.backends.ladder import remembered
 from zmrs.errors import BudgetError, InputError, UsageError
 from zmrs.events import Clock
 from zmrs.grid import Grid, input_pixel_scale_arcsec, make_grid
 from zmrs.memory import Allowance, allowance
 from zmrs.mixtures import warn_of_copies, warn_of_mixtures
 from zmrs.placing import Placed, no_scratch, place
-from zmrs.plan import Plan, check_gpu, describe, given_plan, phase5_plan
+from zmrs.plan import Plan, check_gpu, describe, given_plan, on_cpu, phase5_plan
 from zmrs.probe import detect_capabilities
 from zmrs.scan import LeftOut
 from zmrs.solving import find_solver, solve_frames
@@ -39,6 +41,7 @@ from zmrs.weights import are_counts, warn_of_unknown, weighed
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from zmrs.backends.base import Device
     from zmrs.config import Options
     from zmrs.events import Event
     from zmrs.finished import Finished
@@ -50,9 +53,6 @@ if TYPE_CHECKING:
 __all__ = ["Prepared", "are_matched", "job_of", "leave_out", "needs_depth", "prepare", "stack_job"]
 
 log = logging.getLogger("zmrs")
-
-_HAS_GPU_BACKEND = False
-"""Whether there is an engine that computes on a GPU."""
 
 _SWEEP_LEAVES_BYTES = 8 << 20
 """What a sweep for ``--select`` leaves in the process at most: libraries that it has brought."""
@@ -80,6 +80,8 @@ class Prepared:
         The others, with reasons.
     base
         The finished mosaic to which inputs are added, the first of them; None for a new one.
+    backend
+        What computes the passes, as far as their plans allow it.
     selection
         The choice among the inputs as they were given.
     job
@@ -119,6 +121,7 @@ class Prepared:
     placed: list[Placed]
     left_out: list[LeftOut]
     base: Finished | None
+    backend: Backend
     selection: selection.Selection
     job: _zmrs.Job
     batches: list[sds.Batch]
@@ -154,6 +157,10 @@ class Prepared:
     def plan(self) -> Plan:
         """The resources, as the engine uses them."""
         return self.layout.plan
+
+    def device_for(self, job: _zmrs.Job, layout: _zmrs.Layout) -> Device | None:
+        """What computes a pass in the place of the engine's workers; None for those."""
+        return self.backend.device_for(job, layout.plan)
 
 
 def prepare(
@@ -200,18 +207,12 @@ def prepare(
         No usable input, no sensible grid, a job that does not fit, or a GPU or solver demanded in
         vain.
     """
-    check_gpu(options, plan, has_gpu_backend=_HAS_GPU_BACKEND)
     solver = find_solver(options.solver)
     seconds: dict[str, float] = {}
     # A peak from before this job is nobody's to plan for.
     limits.forget_peak()
     peak_before = limits.peak_resident_bytes()
-    # A GPU is not asked for: that costs seconds and memory, and no backend could use it yet.
-    caps = detect_capabilities(gpu=False)
-    allowed = allowance(options.memory, caps.limits, held_bytes)
-    allowed.check_libraries(limits.resident_bytes())
-    _warn_of_scarcity(allowed, caps)
-
+    caps, allowed, backend = _machine(options, plan, held_bytes)
     if options.scratch is not None and not Path(options.scratch).is_dir():
         raise UsageError(f"--scratch {options.scratch}: there is no such folder; make it first.")
     clock = Clock(seconds)
@@ -242,7 +243,17 @@ def prepare(
 
     threshold = (plan or Plan()).two_pass_coverage_threshold
     job = job_of(channels, chosen, placed, options, threshold)
-    room = _room(chosen, placed, options, caps, allowed, plan, peak_before, base, in_memory)
+    batches, last, last_options = [], job, options
+    if options.has_batches:
+        batches = sds.plan_batches(job, placed, chosen, options)
+        log.info("%d subs in %d batches", len(placed), len(batches))
+        last, _ = stack_job(batches, channels, chosen, options, threshold)
+        last_options = sds.stack_options(options)
+    without_gpu, note = backend.against(*([job] if batches else []), last)
+    check_gpu(options, plan, without_gpu=without_gpu, note=note)
+    room = _room(
+        chosen, placed, options, caps, allowed, plan, peak_before, base, in_memory, without_gpu
+    )
     if selected.unmet_bytes:
         # It will refuse, and name a limit that does for everything.
         room = replace(
@@ -250,12 +261,6 @@ def prepare(
             planning_peak_bytes=selected.unmet_bytes,
             reserved_bytes=room.reserved_bytes + _SWEEP_LEAVES_BYTES,
         )
-    batches, last, last_options = [], job, options
-    if options.has_batches:
-        batches = sds.plan_batches(job, placed, chosen, options)
-        log.info("%d subs in %d batches", len(placed), len(batches))
-        last, _ = stack_job(batches, channels, chosen, options, threshold)
-        last_options = sds.stack_options(options)
     batch_layouts, layout = room.cut(job, batches, last)
     survey_bytes = _zmrs.survey_bytes(job, survey.questions(placed, options))
     clock.lap("plan")
@@ -267,6 +272,7 @@ def prepare(
         placed=placed,
         left_out=gathered.left_out + selected.left_out + off_grid,
         base=base,
+        backend=backend,
         selection=selected,
         job=job,
         batches=batches,
@@ -297,6 +303,22 @@ def prepare(
             variance=options.variance,
         ),
     )
+
+
+def _machine(
+    options: Options, plan: Plan | None, held_bytes: int
+) -> tuple[Capabilities, Allowance, Backend]:
+    """The machine, the memory limit on it, and what may compute there."""
+    caps = detect_capabilities(gpu=False)
+    allowed = allowance(options.memory, caps.limits, held_bytes)
+    allowed.check_libraries(limits.resident_bytes())
+    _warn_of_scarcity(allowed, caps)
+    backend = open_backend(options.gpu, plan, allowed.bytes - limits.resident_bytes())
+    check_gpu(options, plan, without_gpu=backend.reason, note=backend.note)
+    if backend.hardware is not None:
+        # Only now more is asked of the GPU: that costs seconds and memory.
+        caps = detect_capabilities()
+    return caps, allowed, backend
 
 
 def _gathered(
@@ -357,7 +379,8 @@ def _selected(
 class Room:
     """What there is for a job: its plan, the limit, and what the process holds already.
 
-    `in_memory` is whether the last pass leaves its output with the caller.
+    `in_memory` is whether the last pass leaves its output with the caller, `demands_gpu` whether
+    the GPU must not be given up.
     """
 
     plan: Plan
@@ -365,6 +388,7 @@ class Room:
     reserved_bytes: int
     planning_peak_bytes: int
     in_memory: bool
+    demands_gpu: bool = False
 
     def cut(
         self, whole: _zmrs.Job, batches: Sequence[sds.Batch], last: _zmrs.Job
@@ -390,6 +414,9 @@ class Room:
                 )
             except BudgetError as refusal:
                 refusals.append(refusal)
+        if refusals and self.plan.use_gpu and not self.demands_gpu:
+            plan = on_cpu(self.plan, "gpu_does_not_fit")
+            return replace(self, plan=plan).cut(whole, batches, last)
         if refusals:
             worst = max(refusals, key=lambda refusal: refusal.least_bytes)
             raise BudgetError(self.allowed.advice(str(worst)), worst.least_bytes)
@@ -409,18 +436,20 @@ def _room(
     peak_before: int,
     base: Finished | None,
     in_memory: bool,
+    without_gpu: str,
 ) -> Room:
     # What was mapped meanwhile is lost to an address-space limit.
     allowed = allowed.within(limits.memory_limits())
-    gpu = {"has_gpu_backend": _HAS_GPU_BACKEND}
     if given is None:
-        plan = phase5_plan(grid, placed, options, caps, allowed=allowed, **gpu)
+        plan = phase5_plan(grid, placed, options, caps, allowed=allowed, without_gpu=without_gpu)
     else:
-        plan, allowed = given_plan(given, options, caps, allowed, **gpu)
+        plan, allowed = given_plan(given, options, caps, allowed, without_gpu=without_gpu)
     peak = limits.peak_resident_bytes()
     reserved = limits.resident_bytes() + (0 if base is None else base.table_bytes)
     reserved += 0 if in_memory else _JOURNAL_BYTES * len(placed)
-    return Room(plan, allowed, reserved, peak if peak > peak_before else 0, in_memory)
+    peak = peak if peak > peak_before else 0
+    plan = remembered(plan)
+    return Room(plan, allowed, reserved, peak, in_memory, demands_gpu=options.gpu == "on")
 
 
 def _scratch_bytes(

@@ -248,7 +248,7 @@ def header_of(
         *_option_cards(options),
         ("ZMTWOP", bool(second and second.is_applied), "coverage renormalisation"),
         ("ZMFLUX", "SB", "values are surface brightness: no Jacobian"),
-        ("ZMBACK", "cpu", "where the pixels were computed"),
+        ("ZMBACK", "gpu" if prepared.plan.use_gpu else "cpu", "where the pixels were computed"),
         ("ZMPLAN", describe(prepared.plan), ""),
         ("ZMMEM", round(prepared.allowed.bytes / mib, 2), "[MiB] memory that was allowed"),
         ("ZMPEAK", round(limits.peak_resident_bytes() / mib, 2), "[MiB] peak resident memory"),

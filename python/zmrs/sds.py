@@ -334,13 +334,15 @@ def make_mega_tiles(
         noted = journal.found(file.name)
         if noted is None:
             file.touch()
+            job, layout = batch.job(prepared.job), prepared.batch_layouts[batch.number]
             stats = Totals.of(
                 _zmrs.run_pass_into_files(
-                    batch.job(prepared.job),
-                    prepared.batch_layouts[batch.number],
+                    job,
+                    layout,
                     [(file, k * batch.plane_bytes) for k in range(planes)],
                     write_back=write_back,
                     bounds=scratch("bounds"),
+                    device=prepared.device_for(job, layout),
                 )
             )
             journal.note(file.name, stats.as_dict(), [file])

@@ -11,6 +11,7 @@ from zmrs import _zmrs
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from zmrs.backends.base import Device
     from zmrs.io.journal import Journal
 
 __all__ = ["Totals", "run_pass"]
@@ -80,6 +81,7 @@ def run_pass(
     marks: Path | None = None,
     bounds: Path | None = None,
     progress: Callable[[int, int], object],
+    device_for: Callable[[_zmrs.Job, _zmrs.Layout], Device | None] | None = None,
     **more: Any,
 ) -> tuple[Totals, _zmrs.Marks | None]:
     """Run a pass into files, from where the journal knows it to be, and note how far it comes.
@@ -96,6 +98,8 @@ def run_pass(
         File for where the inputs lie, if that is wanted.
     progress
         Told bytes read and rows written, of this stretch.
+    device_for
+        Gives what computes the pass in the place of the engine's workers, or None.
     more
         Other arguments of the engine's.
 
@@ -123,7 +127,10 @@ def run_pass(
         progress(done[0] + read_bytes, done[1] + rows)
         return journal.is_due()
 
+    device = None
     while totals is None or totals.reached != (last, shape[0]):
+        if device is None and device_for is not None:
+            device = device_for(job, layout)
         stats = _zmrs.run_pass_into_files(
             job,
             layout,
@@ -131,6 +138,7 @@ def run_pass(
             start=(0, 0) if totals is None else totals.reached,
             marks=at,
             bounds=bounds,
+            device=device,
             progress=tell,
             **more,
         )

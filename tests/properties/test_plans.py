@@ -87,10 +87,11 @@ def check(plan: Plan, height: int) -> None:
 def test_any_machine_gets_a_plan(
     caps: Capabilities, config: dict[str, Any], shape: tuple[int, int], n: int, backend: bool
 ) -> None:
+    without = "" if backend else "cpu_only"
     for plan in (
-        phase5_plan(shape, n, config, caps, has_gpu_backend=backend),
-        phase5_plan(shape, n, SimpleNamespace(**config), caps, has_gpu_backend=backend),
-        global_plan(shape, n, config, caps, has_gpu_backend=backend),
+        phase5_plan(shape, n, config, caps, without_gpu=without),
+        phase5_plan(shape, n, SimpleNamespace(**config), caps, without_gpu=without),
+        global_plan(shape, n, config, caps, without_gpu=without),
     ):
         check(plan, shape[0])
         assert plan.memory_bytes is not None

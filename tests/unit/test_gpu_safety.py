@@ -265,7 +265,7 @@ def test_what_is_asked_for_wins() -> None:
     plan = phase5_plan(SimpleNamespace(shape=(6000, 8000)), 20, config, DESKTOP)
     assert (plan.cpu_workers, plan.memory_bytes, plan.use_gpu) == (3, 512 * MIB, False)
     assert plan.reasons == ("workers_asked", "gpu_off", "memory_asked")
-    assert phase5_plan((60, 80), 2, config, DESKTOP, has_gpu_backend=False).reasons == plan.reasons
+    assert phase5_plan((60, 80), 2, config, DESKTOP, without_gpu="cpu_only").reasons == plan.reasons
 
 
 # ----------------------------------------------------------------- who keeps a job from the GPU
@@ -298,16 +298,17 @@ def test_who_keeps_a_job_from_the_gpu(
 ) -> None:
     """The options before the plan before what this version can; only a demand may fail."""
     config = {"gpu": wish}
+    without = "" if backend else "cpu_only"
     if wish == "on" and reason == "cpu_only":
         with pytest.raises(UsageError, match=REASONS["cpu_only"]):
-            check_gpu(config, given, has_gpu_backend=backend)
+            check_gpu(config, given, without_gpu=without)
     else:
-        check_gpu(config, given, has_gpu_backend=backend)
+        check_gpu(config, given, without_gpu=without)
     allowed = Allowance(GIB, "as asked")
     if given is None:
-        plan = phase5_plan((600, 800), 3, config, DESKTOP, allowed=allowed, has_gpu_backend=backend)
+        plan = phase5_plan((600, 800), 3, config, DESKTOP, allowed=allowed, without_gpu=without)
     else:
-        plan, _ = given_plan(given, config, DESKTOP, allowed, has_gpu_backend=backend)
+        plan, _ = given_plan(given, config, DESKTOP, allowed, without_gpu=without)
         assert plan.gpu_rows_per_chunk == 9
     assert plan.use_gpu is (reason is None)
     refusals = [one for one in plan.reasons if one in ("gpu_off", "gpu_not_planned", "cpu_only")]
@@ -328,7 +329,7 @@ def test_the_engine_has_the_last_word() -> None:
 def test_the_global_plan() -> None:
     plan = global_plan(None, 0, None, DESKTOP)
     assert (plan.name, plan.rows_per_chunk, plan.use_gpu) == ("global", None, True)
-    assert global_plan(None, 0, None, DESKTOP, has_gpu_backend=False).reasons[-2:] == (
+    assert global_plan(None, 0, None, DESKTOP, without_gpu="cpu_only").reasons[-2:] == (
         "cpu_only", "memory_automatic",
     )  # fmt: skip
     low = replace(LAPTOP, gpu_vram_total_bytes=None)

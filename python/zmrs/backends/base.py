@@ -32,7 +32,7 @@ class Device(Protocol):
         """
 
     def counts(self) -> tuple[list[int], list[int]]:
-        """Valid samples of each input until now, and rejected ones."""
+        """Valid samples of each input since this was last asked, and rejected ones."""
 
     def release(self) -> None:
         """The buffers of the engine are about to go; no address is good any more."""
@@ -60,6 +60,9 @@ class Hardware(Protocol):
     @property
     def name(self) -> str:
         """What it is called."""
+
+    def allow(self, nbytes: int) -> None:
+        """Let buffers take no more than so much from now on; there are none."""
 
     def compile(self, text: str, defines: Mapping[str, int]) -> None:
         """Make the kernels of a text, with macros defined, those that `launch` finds."""

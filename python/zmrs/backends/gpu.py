@@ -1,26 +1,30 @@
 """A pass on a device: tables of what lies where, and the kernels launched with them.
 
-What the kernels compute is the engine's arithmetic in the engine's order, so the pixels are those of
-the CPU.  Memory is bounded: buffers grow to what the largest step needs, and combines that hold all
-samples of a pixel take the pixels of a step in slices.
+What the kernels compute is the engine's arithmetic in the engine's order, so the pixels are those
+of the CPU.  Memory is bounded: buffers grow to what the largest step needs, and combines that hold
+all samples of a pixel take the pixels of a step in slices.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from zmrs import _zmrs
-from zmrs.errors import DeviceMemoryError
+from zmrs.errors import DeviceError, DeviceMemoryError, ZmrsError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from zmrs.backends.base import Buffer, Hardware
 
-__all__ = ["METHODS", "GpuPass", "unserved"]
+__all__ = ["METHODS", "GpuPass", "guarded", "kernels_of", "unserved"]
 
 METHODS = (
     "mean",
@@ -36,6 +40,8 @@ METHODS = (
     "winsor-percentile",
 )
 """Combines in the order of their numbers in the kernels; the first six need running values only."""
+
+log = logging.getLogger("zmrs")
 
 _N_RUNNING = 6
 _TAPS = {"nearest": 1, "bilinear": 2, "bicubic": 4, "lanczos2": 4, "lanczos3": 6}
@@ -54,9 +60,28 @@ def unserved(job: _zmrs.Job) -> str:
     return "" if told["method"] in METHODS else "combines in two sweeps"
 
 
-def kernel_text() -> str:
-    """The text of the kernels."""
-    return resources.files("zmrs.backends").joinpath("kernels.cu").read_text("ascii")
+def kernels_of(job: _zmrs.Job) -> tuple[str, dict[str, int]]:
+    """The text of the kernels, and the macros that make those of a job of it."""
+    told = _zmrs.describe_job(job)
+    text = resources.files("zmrs.backends").joinpath("kernels.cu").read_text("ascii")
+    return text, {
+        "CHANNELS": told["shape"][0],
+        "TAPS": _TAPS[told["kernel"]],
+        "METHOD": METHODS.index(told["method"]),
+        "SATURATES": int(told["gives_way"]),
+    }
+
+
+@contextlib.contextmanager
+def guarded() -> Iterator[None]:
+    """Whatever goes wrong on the way to a device is its failure: the CPU can do its work."""
+    try:
+        yield
+    except ZmrsError:
+        raise
+    except Exception as error:
+        log.debug("the device's driver failed", exc_info=True)
+        raise DeviceError(f"{type(error).__name__}: {error}") from error
 
 
 class GpuPass:
@@ -88,15 +113,7 @@ class GpuPass:
         self._has_maps = int(told["has_maps"])
         self._buffers: dict[str, Buffer] = {}
         self._empty: Buffer | None = None
-        hardware.compile(
-            kernel_text(),
-            {
-                "CHANNELS": self._channels,
-                "TAPS": _TAPS[told["kernel"]],
-                "METHOD": self._method,
-                "SATURATES": int(told["gives_way"]),
-            },
-        )
+        hardware.compile(*kernels_of(job))
         self._put("taps", np.array(told["tap_table"], np.float32))
         self._counters = [self._put(name, np.zeros(self._n_inputs, np.uint64)) for name in "sr"]
         self._tell_inputs(job)
@@ -112,17 +129,17 @@ class GpuPass:
         first_node = np.concatenate([[0], np.cumsum((cells + 3).prod(axis=1))])
         self._shift = np.array([one["spacing"].bit_length() - 1 for one in each], np.int64)
         self._across = cells[:, 0]
-        table = np.array(
-            [
-                (*one["origin"], shift, *own, node, cell, *one["frame"], *one["border"])
-                + (one["has_map"],)
-                for one, shift, own, node, cell in zip(
-                    each, self._shift, cells, first_node, first_cell, strict=False
-                )
-            ],
-            np.int64,
-        )
-        self._put("inputs", table)
+        columns = [
+            [one["origin"] for one in each],
+            self._shift[:, None],
+            cells,
+            first_node[:-1, None],
+            first_cell[:-1, None],
+            [one["frame"] for one in each],
+            [one["border"] for one in each],
+            [[one["has_map"]] for one in each],
+        ]
+        self._put("inputs", np.hstack([np.asarray(part, np.int64) for part in columns]))
         weighting = [(one["weight"], one["feather"], one["saturation"]) for one in each]
         self._put("weightings", np.array(weighting, np.float64))
         self._weights_differ = len({one["weight"] for one in each}) > 1
@@ -165,6 +182,7 @@ class GpuPass:
 
     # -------------------------------------------------------------------------------- in the pass
 
+    @guarded()
     def compute(self, step: _zmrs.Step) -> None:
         """See `zmrs.backends.base.Device`."""
         x0, y0, x1, y1 = step.rect
@@ -281,6 +299,7 @@ class GpuPass:
             at = 4 * number * area
             self._hardware.download(out, at, place + 4 * x0, 4 * (x1 - x0), y1 - y0, pitch)
 
+    @guarded()
     def cover(self, window: int, part: tuple[int, int, int, int], place: int) -> None:
         """See `zmrs.backends.base.Device`."""
         x0, y0, x1, y1 = part
@@ -291,11 +310,14 @@ class GpuPass:
         self._hardware.download(covered, 0, place, count, 1, count)
         self._hardware.wait()
 
+    @guarded()
     def counts(self) -> tuple[list[int], list[int]]:
         """See `zmrs.backends.base.Device`."""
+        nothing = np.zeros(self._n_inputs, np.uint64)
         found = np.empty((2, self._n_inputs), np.uint64)
         for row, buffer in zip(found, self._counters, strict=True):
             self._hardware.download(buffer, 0, row.ctypes.data, row.nbytes, 1, row.nbytes)
+            self._hardware.upload_array(buffer, nothing)
         self._hardware.wait()
         samples, rejected = found.tolist()
         return samples, rejected

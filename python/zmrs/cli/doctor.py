@@ -55,7 +55,7 @@ def examine(options: Options, caps: Capabilities | None = None) -> Findings:
     """Look at the machine (or at `caps`) and plan for it, no job in particular."""
     caps = caps or detect_capabilities()
     allowed = allowance(options.memory, caps.limits)
-    plan = global_plan(None, 0, options, caps, allowed=allowed, has_gpu_backend=False)
+    plan = global_plan(None, 0, options, caps, allowed=allowed, without_gpu="cpu_only")
     gpu_plan = phase5_plan(*_TYPICAL_JOB, options, caps, allowed=allowed)
     return Findings(caps, allowed, plan, gpu_plan)
 

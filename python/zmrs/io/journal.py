@@ -250,6 +250,16 @@ class Journal:
         self._last_s = time.monotonic()
         self._cost_s = self._last_s - began
 
+    def restart(self) -> None:
+        """Forget all that is noted: it will be made again, from the beginning."""
+        self._lines.clear()
+        self._pending.clear()
+        if self._file is None:
+            return
+        self._file.close()
+        kept = [line for line in _read(self.folder / "journal") if line.name in ("job", _SCRATCH)]
+        self._begin(kept)
+
     def _begin(self, lines: Iterable[_Line]) -> None:
         """Write the journal anew, with these lines."""
         path = self.folder / "journal"

@@ -33,7 +33,7 @@ pub trait Device: Sync {
     /// Where the mask of a window of the present step covers the pixels of `part`: not 0, by row.
     fn cover(&self, window: usize, part: &Rect, covered: &mut [u8]) -> Result<()>;
 
-    /// What has been counted until now.
+    /// What has been counted since this was last asked.
     fn counts(&self) -> Result<Counts>;
 
     /// The buffers of the pass are about to go.

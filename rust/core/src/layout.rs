@@ -362,13 +362,16 @@ impl Fitting<'_> {
     fn fit(self) -> Result<Fitted> {
         let (job, plan) = (self.job, &self.plan);
         let allowed = plan.memory_bytes.unwrap_or(u64::MAX);
-        let chunk = plan.max_chunk_bytes.unwrap_or(u64::MAX);
+        let on_gpu = |bound: Option<u64>| bound.filter(|_| plan.use_gpu).unwrap_or(u64::MAX);
+        let chunk_of_gpu = on_gpu(plan.gpu_max_chunk_bytes);
+        let chunk = plan.max_chunk_bytes.unwrap_or(u64::MAX).min(chunk_of_gpu);
         // Samples that are kept are not available to the passes.
         let kept = if job.two_pass.is_some() { matching_bytes(job, plan) } else { 0 };
         let taken = self.fixed.total().saturating_add(self.workers_bytes()).saturating_add(kept);
         let available = allowed.saturating_sub(taken).min(chunk);
-        let most_rows = plan.rows_per_chunk.map_or(job.height, |rows| rows as usize);
-        let most_rows = most_rows.clamp(1, job.height);
+        let most_rows =
+            plan.rows_per_chunk.unwrap_or(u64::MAX).min(on_gpu(plan.gpu_rows_per_chunk));
+        let most_rows = (most_rows.min(job.height as u64) as usize).max(1);
         let preferred = match plan.rows_per_chunk {
             Some(_) => most_rows,
             None => PREFERRED_ROWS.max(ROWS_PER_WORKER * plan.cpu_workers as usize).min(most_rows),
@@ -382,6 +385,11 @@ impl Fitting<'_> {
             let plan = Plan {
                 rows_per_chunk: Some(layout.band_rows as u64),
                 max_chunk_bytes: Some(chunk_bytes),
+                gpu_rows_per_chunk: if self.plan.use_gpu {
+                    Some(layout.band_rows as u64)
+                } else {
+                    self.plan.gpu_rows_per_chunk
+                },
                 ..self.plan
             };
             return Ok(Fitted {
@@ -394,8 +402,10 @@ impl Fitting<'_> {
         }
         let (least, chunk_bytes) = self.project(least_layout(job), least_window_bytes(job));
         if least.total() <= allowed {
+            let field =
+                if chunk == chunk_of_gpu { "gpu_max_chunk_bytes" } else { "max_chunk_bytes" };
             return Err(Error::Budget(format!(
-                "the plan's max_chunk_bytes of {chunk} bytes is too small: the smallest blocks take \
+                "the plan's {field} of {chunk} bytes is too small: the smallest blocks take \
                  {chunk_bytes} bytes"
             )));
         }

@@ -1,0 +1,124 @@
+"""Does a job run on the GPU?  What speaks against it is asked from the cheapest question on.
+
+The plan says how much of the GPU may be used, and has the last word (`zmrs.plan`); here it is found
+out whether there is one at all that could compute the job.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import logging
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from zmrs.backends.gpu import GpuPass, guarded, kernels_of, unserved
+from zmrs.errors import DeviceError
+
+if TYPE_CHECKING:
+    from zmrs import _zmrs
+    from zmrs.backends.base import Hardware
+    from zmrs.plan import Plan
+
+__all__ = ["CONTEXT_BYTES", "CPU", "Backend", "open_backend"]
+
+log = logging.getLogger("zmrs")
+
+CONTEXT_BYTES = 768 << 20
+"""Memory of the process that CuPy and a CUDA context may take.  It decides whether one is opened at
+all; what it then has taken is measured, and planned with."""
+
+_DRIVERS = {"win32": "nvcuda.dll", "linux": "libcuda.so.1"}
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What computes the passes of a job.
+
+    Attributes
+    ----------
+    hardware
+        A device; None where the engine's workers compute.
+    reason
+        Why it is not a device: a reason of a plan, empty if it is one.
+    note
+        More of that, for people.
+    """
+
+    hardware: Hardware | None = None
+    reason: str = ""
+    note: str = ""
+
+    def against(self, *jobs: _zmrs.Job) -> tuple[str, str]:
+        """What keeps jobs from the device: a reason of a plan, and a note; empty if nothing does.
+
+        Their kernels are made, so that what that takes of the process's memory is taken before its
+        plan is made.
+        """
+        if self.hardware is None:
+            return self.reason, self.note
+        missing = next((what for job in jobs if (what := unserved(job))), "")
+        if missing:
+            return "cpu_only", f"no kernel computes {missing}"
+        try:
+            for job in jobs:
+                self.hardware.compile(*kernels_of(job))
+        except DeviceError as error:
+            return "gpu_unavailable", str(error)
+        return "", ""
+
+    def device_for(self, job: _zmrs.Job, plan: Plan) -> GpuPass | None:
+        """What computes a pass of a job with a plan; None is the engine's workers."""
+        if self.hardware is None or not plan.use_gpu:
+            return None
+        assert plan.gpu_max_chunk_bytes is not None
+        with guarded():
+            self.hardware.allow(plan.gpu_max_chunk_bytes)
+            return GpuPass(self.hardware, job, plan.gpu_max_chunk_bytes)
+
+
+CPU = Backend(reason="gpu_off")
+
+
+def open_backend(asked: str, given: Plan | None, spare_bytes: int) -> Backend:
+    """The device of this machine, if it may be used and can be.
+
+    Parameters
+    ----------
+    asked
+        ``auto``, ``on`` or ``off``.
+    given
+        A plan that the caller brings, if any; it may forbid the GPU.
+    spare_bytes
+        What the process may still take.
+    """
+    if asked == "off":
+        return CPU
+    if given is not None and not given.use_gpu:
+        return Backend(reason="gpu_not_planned")
+    if not _has_driver():
+        return Backend(reason="gpu_unavailable", note="there is no NVIDIA driver")
+    if spare_bytes < CONTEXT_BYTES:
+        note = f"{CONTEXT_BYTES >> 20} MiB may be needed, and {max(spare_bytes, 0) >> 20} are left"
+        return Backend(reason="gpu_host_memory", note=note)
+    from zmrs.backends.cuda import Cuda  # noqa: PLC0415  (brings CuPy)
+
+    try:
+        hardware = Cuda()
+    except DeviceError as error:
+        return Backend(reason="gpu_unavailable", note=str(error))
+    log.debug("the GPU is %s", hardware.name)
+    return Backend(hardware)
+
+
+def _has_driver() -> bool:
+    """Whether the library of the driver is there: asking CuPy costs a second."""
+    name = _DRIVERS.get(sys.platform)
+    if name is None:
+        return False
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return False
+    return True
