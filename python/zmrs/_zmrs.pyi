@@ -4,8 +4,10 @@ from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import Any, Self, final
 
-from numpy import float32, float64, int16, uint8, uint32
+from numpy import float32, float64, int16, int64, uint8, uint32
 from numpy.typing import NDArray
+
+from zmrs.backends.base import Device
 
 __all__ = [
     "CoordGrid",
@@ -22,13 +24,17 @@ __all__ = [
     "Plan",
     "Planes",
     "Source",
+    "Step",
     "blank_low_coverage",
     "blank_low_coverage_of_arrays",
     "blur_coverage",
     "build_info",
     "copy_planes",
+    "describe_input",
+    "describe_job",
     "fit",
     "give_back",
+    "grid_of_input",
     "lattice_bytes",
     "luminance_percentile",
     "measure_gains",
@@ -319,10 +325,12 @@ def run_pass_into_files(
     over: Planes | None = None,
     over_variance: Planes | None = None,
     epsilon: float = 0.0,
+    device: Device | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> PassStats:
     """Run a pass and write its planes into files, each from a byte on; those of None are dropped.
 
+    A `device` computes the rows, if there is one; what it raises stops the pass and is raised here.
     A pass of two sweeps makes a scratch file at `bounds`.  It begins at `start` (sweep, row), and
     when `progress` says True it pauses after the present band.
     """
@@ -338,12 +346,68 @@ def run_pass_into_arrays(
     write_back: bool = False,
     marks: Marks | None = None,
     bounds: str | PathLike[str] | None = None,
+    device: Device | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> PassStats:
     """Run a pass into arrays: image (channels, height, width), coverage, counts, variance.
 
     Counts are the samples rejected below, by channel, and above: (2 * channels, height, width).
     The variance has the shape of the image.
+    """
+
+@final
+class Step:
+    """What a device gets to compute.
+
+    Places are addresses in the memory of the process, which stay as long as the call to which they
+    are given.
+    """
+
+    @property
+    def rect(self) -> tuple[int, int, int, int]:
+        """Columns and rows of the output: x0, y0, x1, y1."""
+
+    @property
+    def is_first(self) -> bool: ...
+    @property
+    def is_last(self) -> bool: ...
+    @property
+    def windows(self) -> NDArray[int64]:
+        """A row a window, in job order, of nine numbers.
+
+        Input, first and past the last output column that it serves, x0, y0, x1, y1 of its pixels,
+        where they begin among all, where its exact coordinates do.
+        """
+
+    @property
+    def exact_cells(self) -> list[tuple[int, NDArray[uint32]]]:
+        """Of windows with exact coordinates: the window, and the records of its cells in order."""
+
+    @property
+    def pixels(self) -> tuple[int, int]:
+        """Place and number of all pixels, single precision."""
+
+    @property
+    def exact(self) -> tuple[int, int]:
+        """Place and number of all exact coordinates, double precision."""
+
+    @property
+    def planes(self) -> list[int]:
+        """Places of the planes of the output, whose rows are as wide as the canvas."""
+
+def describe_job(job: Job) -> dict[str, Any]:
+    """What determines the pixels of a job, as plain values."""
+
+def describe_input(job: Job, number: int) -> dict[str, Any]:
+    """What determines the samples of one input of a job, as plain values."""
+
+def grid_of_input(
+    job: Job, number: int
+) -> tuple[NDArray[float64], NDArray[uint8], NDArray[uint32] | None]:
+    """Where output pixels fall in one input of a job.
+
+    Nodes (x and y in turn), cells (0 empty, 1 smooth, 2 exact), and the records of the exact ones,
+    if there are any.
     """
 
 @final

@@ -100,8 +100,7 @@ def mosaic(
         Resources: a `zmrs.Plan`, any object or mapping with its fields; None makes one.
     gpu
         ``auto`` computes on a GPU where that can be done, ``off`` never, ``on`` fails where it
-        cannot be done; but a `plan` whose ``use_gpu`` is False goes before.  This version computes
-        on the CPU only.
+        cannot be done; but a `plan` whose ``use_gpu`` is False goes before.
     overwrite
         Replace an existing output.
     progress

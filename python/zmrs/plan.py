@@ -111,8 +111,19 @@ REASONS = {
 }
 """What each of a plan's ``reasons`` means, in words."""
 
-_AGAINST_GPU = ("gpu_off", "gpu_not_planned", "cpu_only", "gpu_host_memory", "gpu_failed")
-"""Why a job stays off the GPU of any machine: options, plan, what is asked for, memory, failure."""
+_DECIDED_ANEW = (
+    "memory_",
+    "cpu_only",
+    "gpu_off",
+    "gpu_not_planned",
+    "gpu_unavailable",
+    "gpu_host_memory",
+    "gpu_does_not_fit",
+    "gpu_out_of_memory",
+    "gpu_failed",
+    "gpu_memory_asked",
+)
+"""Beginnings of reasons that a plan has from the run that it was made for, not from the machine."""
 
 
 def auto_tune_plan(
@@ -365,9 +376,7 @@ def given_plan(
     kept, also where ``use_gpu`` becomes False: the log shows whose plan it is.  Returns the plan
     and the memory limit that holds.
     """
-    # What an earlier run decided, this one decides anew.
-    settled = ("memory_", *_AGAINST_GPU)
-    kept = [reason for reason in plan.reasons if not reason.startswith(settled)]
+    kept = [reason for reason in plan.reasons if not reason.startswith(_DECIDED_ANEW)]
     plan = plan.replace(reasons=kept)
     threads = known(config, "threads")
     if threads is not None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zmrs import _zmrs
-from zmrs.errors import Cancelled, DiskFullError, ZmrsError
+from zmrs.errors import Cancelled, DeviceError, DiskFullError, ZmrsError
 from zmrs.events import Clock
 from zmrs.plan import select_two_pass_plan
 from zmrs.settings import flag, known, setting
@@ -170,7 +170,7 @@ def two_pass(
     try:
         _renormalise(prepared, first, matching, targets, journal, outcome, write_back, bounds, tell)
     except _FAILURES as error:
-        if stops or isinstance(error, Cancelled | DiskFullError):
+        if stops or isinstance(error, Cancelled | DeviceError | DiskFullError):
             raise
         outcome = TwoPass([1.0] * len(prepared.placed), reason=str(error), seconds=outcome.seconds)
     if outcome.reason:

@@ -122,7 +122,7 @@ def test_the_cards(made: Path) -> None:
     assert 10 < header["ZMPEAK"] <= header["ZMMEM"]
     assert re.fullmatch(
         r"phase5 cpu_workers=2 use_gpu=False max_chunk_mb=[\d.]+ gpu_max_chunk_mb=- rows=\d+ "
-        r"gpu_rows=- memory_mb=300\.00 reasons=workers_asked,cpu_only,memory_asked",
+        r"gpu_rows=- memory_mb=300\.00 reasons=workers_asked,gpu_unavailable,memory_asked",
         header["ZMPLAN"],
     )
 

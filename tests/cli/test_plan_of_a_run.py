@@ -117,7 +117,7 @@ def test_bytes_of_compressed_inputs_are_read_too(frames: Path, tmp_path: Path) -
 def test_the_plan_of_a_result(frames: Path, tmp_path: Path) -> None:
     result = zmrs.mosaic(frames, tmp_path / "out.fits", memory="200MiB", threads=2)
     assert fits.getheader(tmp_path / "out.fits")["ZMPLAN"] == describe(result.plan)
-    assert result.plan.reasons == ("workers_asked", "cpu_only", "memory_asked")
+    assert result.plan.reasons == ("workers_asked", "gpu_unavailable", "memory_asked")
     assert set(result.plan.reasons) <= set(REASONS)
     assert result.plan.memory_bytes == result.stats["allowed_bytes"]
     assert result.plan.max_chunk_bytes == result.stats["chunk_peak_bytes"]
@@ -135,7 +135,7 @@ def test_a_plan_that_is_given_is_kept(frames: Path) -> None:
     assert plan.memory_bytes == 2**31
     # What is logged is what runs, on no GPU; its figures stay, as the plan is the caller's.
     assert (plan.use_gpu, plan.gpu_max_chunk_bytes) == (False, 5)
-    assert plan.reasons == ("cpu_only", "memory_planned")
+    assert plan.reasons == ("gpu_unavailable", "memory_planned")
     assert result.stats["allowed_bytes"] == 2**31
     other = zmrs.mosaic(frames, threads=3)
     assert np.array_equal(result.data, other.data, equal_nan=True)
@@ -150,7 +150,7 @@ def test_the_plan_of_a_result_serves_again(frames: Path) -> None:
     assert third.plan.reasons == ("workers_asked", "gpu_off", "memory_asked")
     assert third.plan.cpu_workers == third.stats["workers"] == 1
     fourth = zmrs.mosaic(frames, plan=third.plan.replace(use_gpu=True))
-    assert fourth.plan.reasons == ("workers_asked", "cpu_only", "memory_planned")
+    assert fourth.plan.reasons == ("workers_asked", "gpu_unavailable", "memory_planned")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="NOT RUN: there is no ulimit -v")
@@ -164,7 +164,7 @@ def test_a_planned_limit_that_the_system_cuts(frames: Path) -> None:
     assert done.status == 0, done.err
     size, *reasons = done.out.split()
     assert int(size) < 2**30
-    assert reasons == ["cpu_only", "memory_cut_to_system_limit"]
+    assert reasons == ["gpu_unavailable", "memory_cut_to_system_limit"]
 
 
 def test_more_memory_than_there_is(frames: Path, tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ BATTERY = {"has_battery": True, "power_plugged": False, "on_battery": True}
 @pytest.mark.parametrize(
     ("more", "chunk_mib", "reasons"),
     [
-        ({"is_hybrid_graphics": False}, 4096, {"budget_policy", "cpu_only"}),
+        ({"is_hybrid_graphics": False}, 4096, {"budget_policy"}),
         (BATTERY, 128, {"on_battery_clamp", "safe_mode_clamp", "vram_cap", "plan_cap"}),
         ({"gpu_name": "Intel UHD", "is_hybrid_graphics": False}, None, {"disable_intel_only_gpu"}),
         ({"gpu_available": False, "gpu_note": "CuPy is not installed"}, None, {"gpu_unavailable"}),
@@ -245,7 +245,7 @@ def test_the_doctor_explains_the_gpu(
     found = examine(Options(), Capabilities(**(MACHINE | more)))
     report = as_dict(found)["gpu"]
     assert report["max_chunk_bytes"] == (chunk_mib and chunk_mib * MIB)
-    assert report["used"] is False
+    assert report["used"] is (chunk_mib is not None)
     plan = phase5_plan((6000, 8000), 20, None, Capabilities(**(MACHINE | more)))
     assert plan.gpu_max_chunk_bytes == report["max_chunk_bytes"]
     assert set(report["reasons"]) >= reasons

@@ -183,7 +183,7 @@ def test_a_given_plan_keeps_its_figures(
     assert fits.getheader(out)["ZMPLAN"].startswith(line.removeprefix("[TwoPass] plan="))
     assert plan == Plan.from_phase5(form(Foreign())).replace(
         use_gpu=False, max_chunk_bytes=plan.max_chunk_bytes, memory_bytes=stats["allowed_bytes"],
-        reasons=("cpu_only", "memory_automatic"),
+        reasons=("gpu_unavailable", "memory_automatic"),
     )  # fmt: skip
     assert stats["workers"] == stats["two_pass"]["workers"] == 2
     assert stats["bands"] == -(-result.data.shape[0] // 64) > 5
@@ -273,9 +273,9 @@ def test_that_line_in_a_process_of_its_own(mono: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("gpu", "plan", "reason"),
     [
-        ("auto", None, "cpu_only"),
-        ("auto", {"use_gpu": True}, "cpu_only"),
-        ("auto", {"cpu_workers": 1}, "cpu_only"),
+        ("auto", None, "gpu_unavailable"),
+        ("auto", {"use_gpu": True}, "gpu_unavailable"),
+        ("auto", {"cpu_workers": 1}, "gpu_unavailable"),
         ("auto", {"use_gpu": False}, "gpu_not_planned"),
         ("off", None, "gpu_off"),
         ("off", {"use_gpu": True}, "gpu_off"),
@@ -289,7 +289,7 @@ def test_nothing_was_demanded(
     result = unmatched(mono, gpu=gpu, plan=plan, **SIGMA)
     said = [text for text in told.messages if "[TwoPass]" in text]
     assert said[1:] == [plan_line(result.plan)]
-    known = {"cpu_only", "gpu_off", "gpu_not_planned", "gpu_unavailable"}
+    known = {"gpu_unavailable", "gpu_off", "gpu_not_planned"}
     assert known & set(result.plan.reasons) == {reason}
     assert result.plan.use_gpu is False
 
@@ -308,7 +308,7 @@ def test_a_demand_that_nothing_forbids(
     plan: Any, two_pass: bool, mono: Path, tmp_path: Path
 ) -> None:
     """A plan that is silent on the GPU does not forbid it."""
-    with pytest.raises(UsageError, match=r"^--gpu on: this version computes on the CPU only; "):
+    with pytest.raises(UsageError, match=r"^--gpu on: there is no usable GPU \(.*\); "):
         zmrs.mosaic(mono, tmp_path / "out.fits", plan=plan, gpu="on", two_pass=two_pass)
     assert not tree(tmp_path)
 
@@ -346,7 +346,7 @@ def test_the_command_that_demands_a_gpu(command: str, how: str, mono: Path, tmp_
 
 def test_the_command_with_other_wishes(mono: Path, tmp_path: Path) -> None:
     images = []
-    for gpu, reason in (("auto", "cpu_only"), ("off", "gpu_off")):
+    for gpu, reason in (("auto", "gpu_unavailable"), ("off", "gpu_off")):
         out = tmp_path / f"{gpu}.fits"
         done = run("mosaic", mono, "-o", out, "--two-pass", "--gpu", gpu)
         assert done.status == 0, done.err

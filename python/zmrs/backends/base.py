@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from zmrs import _zmrs
 
-__all__ = ["Argument", "Buffer", "Device", "Hardware"]
+__all__ = ["Buffer", "Device", "Hardware"]
 
 
 class Device(Protocol):
@@ -44,10 +44,6 @@ class Buffer(Protocol):
     @property
     def nbytes(self) -> int:
         """Its size."""
-
-
-Argument = "Buffer | int | float"
-"""What a kernel gets: the address of a buffer, 64 bits of a whole number, or a double."""
 
 
 class Hardware(Protocol):
@@ -85,7 +81,10 @@ class Hardware(Protocol):
         """
 
     def launch(self, kernel: str, count: int, arguments: Sequence[Buffer | int | float]) -> None:
-        """Run a kernel, whose first argument is `count`, the number of its threads."""
+        """Run a kernel, whose first argument is `count`, the number of its threads.
+
+        The others are addresses of buffers, 64 bits of whole numbers, and doubles.
+        """
 
     def pin(self, place: int, nbytes: int) -> None:
         """Say that much will be copied from or to this memory of the process."""

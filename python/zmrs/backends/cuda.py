@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
     from zmrs.backends.base import Buffer
 
-__all__ = ["Cuda", "is_out_of_memory"]
+__all__ = ["OPTIONS", "Cuda", "is_out_of_memory"]
 
 _THREADS = 256
 """Of a block: what every device grants a kernel of so many registers."""
 
 _MOST_BLOCKS = 1 << 30
 
-_OPTIONS = ("--fmad=false", "--prec-div=true", "--prec-sqrt=true", "--ftz=false")
+OPTIONS = ("--fmad=false", "--prec-div=true", "--prec-sqrt=true", "--ftz=false")
 """The arithmetic of the engine: nothing fused, nothing approximate."""
 
 
@@ -113,7 +113,7 @@ class Cuda:
         """See `zmrs.backends.base.Hardware`."""
         macros = (f"-D{name}={value}" for name, value in defines.items())
         with _told(), self._device:
-            self._module = self._cupy.RawModule(code=text, options=(*_OPTIONS, *macros))
+            self._module = self._cupy.RawModule(code=text, options=(*OPTIONS, *macros))
             self._module.get_function("place_rows")
 
     def allocate(self, nbytes: int) -> Buffer:

@@ -24,7 +24,15 @@ if TYPE_CHECKING:
 
     from zmrs.backends.base import Buffer, Hardware
 
-__all__ = ["METHODS", "GpuPass", "guarded", "kernels_of", "unserved"]
+__all__ = [
+    "METHODS",
+    "N_RUNNING",
+    "GpuPass",
+    "guarded",
+    "kernel_text",
+    "kernels_of",
+    "unserved",
+]
 
 METHODS = (
     "mean",
@@ -39,14 +47,22 @@ METHODS = (
     "winsorized-reference",
     "winsor-percentile",
 )
-"""Combines in the order of their numbers in the kernels; the first six need running values only."""
+"""Combines in the order of their numbers in the kernels."""
 
 log = logging.getLogger("zmrs")
 
-_N_RUNNING = 6
+N_RUNNING = 6
+"""The first of them, which need running values only."""
+
 _TAPS = {"nearest": 1, "bilinear": 2, "bicubic": 4, "lanczos2": 4, "lanczos3": 6}
 _STRIP = 256
 """Output columns for which the windows over them are listed together, as in the kernels."""
+
+_SAMPLES = {"values": 4, "weights": 8, "sources": 4, "sorted": 4, "beside": 8}
+"""Buffers of combines that hold all samples, and bytes of a sample; of values, in each channel."""
+
+_ROUNDING_BYTES = 64 << 10
+"""What buffers may take more than was asked for, all together."""
 
 _LEAST_SLICE = 4096
 """Pixels of a slice at least: fewer would leave most of a device idle."""
@@ -60,11 +76,15 @@ def unserved(job: _zmrs.Job) -> str:
     return "" if told["method"] in METHODS else "combines in two sweeps"
 
 
+def kernel_text() -> str:
+    """The text of all kernels, which macros choose from."""
+    return resources.files("zmrs.backends").joinpath("kernels.cu").read_text("ascii")
+
+
 def kernels_of(job: _zmrs.Job) -> tuple[str, dict[str, int]]:
     """The text of the kernels, and the macros that make those of a job of it."""
     told = _zmrs.describe_job(job)
-    text = resources.files("zmrs.backends").joinpath("kernels.cu").read_text("ascii")
-    return text, {
+    return kernel_text(), {
         "CHANNELS": told["shape"][0],
         "TAPS": _TAPS[told["kernel"]],
         "METHOD": METHODS.index(told["method"]),
@@ -163,7 +183,11 @@ class GpuPass:
             # First the old one goes: both may not fit.
             found = None
             self._buffers.pop(name, None)
-            taken = sum(buffer.nbytes for buffer in self._buffers.values())
+            if self._taken() + nbytes > self._limit_bytes and name not in _SAMPLES:
+                # They hold nothing from one step to the next, and take what is left.
+                for scratch in _SAMPLES:
+                    self._buffers.pop(scratch, None)
+            taken = self._taken()
             if taken + nbytes > self._limit_bytes:
                 raise DeviceMemoryError(
                     f"{taken + nbytes >> 20} MiB of device memory are needed, and "
@@ -171,6 +195,10 @@ class GpuPass:
                 )
             found = self._buffers[name] = self._hardware.allocate(max(nbytes, 16))
         return found
+
+    def _taken(self, *without: str) -> int:
+        """Bytes of all buffers, but for some."""
+        return sum(b.nbytes for name, b in self._buffers.items() if name not in without)
 
     def _put(self, name: str, array: NDArray[Any]) -> Buffer:
         """The buffer of a name, with an array in it."""
@@ -189,11 +217,16 @@ class GpuPass:
         width, rows = x1 - x0, y1 - y0
         area = width * rows
         self._load(step)
-        if self._method < _N_RUNNING:
+        if self._method < N_RUNNING:
             kept = 0 if step.is_first and step.is_last else 8 * (self._channels + 1) * area
             out = self._room("out", 4 * self._n_planes * area if step.is_last else 0)
             flags = [int(step.is_first), int(step.is_last)]
-            more = [*flags, self._room("kept", kept), out, self._counters[0]]
+            more: list[Buffer | int | float] = [
+                *flags,
+                self._room("kept", kept),
+                out,
+                self._counters[0],
+            ]
             self._hardware.launch("run", area, [*self._scene, *more])
         else:
             out = self._room("out", 4 * self._n_planes * area)
@@ -271,16 +304,14 @@ class GpuPass:
 
     def _stack(self, area: int, out: Buffer) -> None:
         """Combine all samples of the pixels of a step, in slices that fit."""
+        sizes = [*_SAMPLES.values()]
+        sizes[0] *= self._channels
         depth = max(self._depth, 1)
-        each = depth * (4 * self._channels + 8 + 4 + 4 + 8)
-        scratch = ("values", "weights", "sources", "sorted", "beside")
-        others = (buffer.nbytes for name, buffer in self._buffers.items() if name not in scratch)
-        spare = self._limit_bytes - sum(others)
-        pixels = min(area, max(spare // each, _LEAST_SLICE))
-        sizes = (4 * self._channels, 8, 4, 4, 8)
-        room = [
+        spare = self._limit_bytes - self._taken(*_SAMPLES) - _ROUNDING_BYTES
+        pixels = min(area, max(spare // (depth * sum(sizes)), _LEAST_SLICE))
+        room: list[Buffer | int | float] = [
             self._room(name, size * depth * pixels)
-            for name, size in zip(scratch, sizes, strict=True)
+            for name, size in zip(_SAMPLES, sizes, strict=True)
         ]
         rules = [*map(float, self._rules[:4]), self._rules[4]]
         differ = int(self._weights_differ or self._has_maps)

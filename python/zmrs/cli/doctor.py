@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from zmrs._zmrs import build_info
+from zmrs.backends.choose import CONTEXT_BYTES
 from zmrs.memory import allowance
 from zmrs.plan import REASONS, Plan, global_plan, phase5_plan
 from zmrs.probe import detect_capabilities
@@ -24,6 +25,10 @@ _TYPICAL_JOB = ((10_000, 10_000), 36)
 """Output and inputs for which the GPU's share is shown: it hardly depends on them."""
 
 
+_OF_THE_CPU = ("workers_", "processors_", "autotune_", "memory_")
+"""Beginnings of a plan's reasons that say nothing of the GPU."""
+
+
 @dataclass(frozen=True)
 class Findings:
     """The machine, and what zmrs makes of it.
@@ -35,7 +40,7 @@ class Findings:
     plan
         What runs would be planned with.
     gpu_plan
-        The same if the GPU could be used, which shows what safety and budget would leave of it.
+        That of a typical job, which shows what safety and budget leave of the GPU.
     """
 
     caps: Capabilities
@@ -46,17 +51,17 @@ class Findings:
     @property
     def gpu_reasons(self) -> tuple[str, ...]:
         """Why so much of the GPU could be used, or nothing."""
-        plain = set(self.plan.reasons) - {"cpu_only", "gpu_off"}
-        told = [reason for reason in self.gpu_plan.reasons if reason not in plain]
-        return (*told, *(["cpu_only"] if self.gpu_plan.use_gpu else []))
+        return tuple(r for r in self.gpu_plan.reasons if not r.startswith(_OF_THE_CPU))
 
 
 def examine(options: Options, caps: Capabilities | None = None) -> Findings:
     """Look at the machine (or at `caps`) and plan for it, no job in particular."""
     caps = caps or detect_capabilities()
     allowed = allowance(options.memory, caps.limits)
-    plan = global_plan(None, 0, options, caps, allowed=allowed, without_gpu="cpu_only")
-    gpu_plan = phase5_plan(*_TYPICAL_JOB, options, caps, allowed=allowed)
+    is_short = caps.gpu_available and allowed.bytes < CONTEXT_BYTES
+    without = "gpu_host_memory" if is_short else ""
+    plan = global_plan(None, 0, options, caps, allowed=allowed, without_gpu=without)
+    gpu_plan = phase5_plan(*_TYPICAL_JOB, options, caps, allowed=allowed, without_gpu=without)
     return Findings(caps, allowed, plan, gpu_plan)
 
 

@@ -1,0 +1,159 @@
+"""As much of CuPy as zmrs uses, without a GPU: its memory is the process's, its kernels are C.
+
+Environment: ``FAKE_GPU_MEMORY`` is the memory of the device in bytes, ``FAKE_GPU_FAILS_AT`` the
+number of the launch that fails, counted from 1; ``FAKE_GPU_DEVICES`` how many devices there are;
+with ``FAKE_GPU_TELLS`` it says at the end how many launches there were.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from kernel_library import library
+
+__version__ = "0"
+
+_TOTAL_BYTES = int(os.environ.get("FAKE_GPU_MEMORY", "8589934592"))
+_FAILS_AT = int(os.environ.get("FAKE_GPU_FAILS_AT", "0"))
+
+
+class OutOfMemoryError(MemoryError):
+    """As CuPy's."""
+
+
+class CUDARuntimeError(RuntimeError):
+    """As CuPy's."""
+
+
+class _Entered:
+    def __enter__(self) -> _Entered:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+class Device(_Entered):
+    def __init__(self, number: int) -> None:
+        if number >= _device_count():
+            raise CUDARuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")
+
+
+class Stream(_Entered):
+    ptr = 7
+
+    def __init__(self, non_blocking: bool = False) -> None:
+        assert non_blocking
+
+    def synchronize(self) -> None:
+        pass
+
+
+class _Pointer:
+    def __init__(self, pool: MemoryPool, nbytes: int) -> None:
+        self._pool, self._array = pool, np.full(nbytes, 0xA5, np.uint8)
+        self.ptr = self._array.ctypes.data
+        pool.used += nbytes
+        pool.peak = max(pool.peak, pool.used)
+
+    def __del__(self) -> None:
+        self._pool.used -= self._array.nbytes
+
+
+class MemoryPool:
+    def __init__(self) -> None:
+        self.used = self.peak = 0
+        self._limit = _TOTAL_BYTES
+
+    def set_limit(self, size: int) -> None:
+        self._limit = size
+
+    def malloc(self, nbytes: int) -> _Pointer:
+        if self.used + nbytes > min(self._limit, _TOTAL_BYTES):
+            raise OutOfMemoryError(f"Out of memory allocating {nbytes:,} bytes")
+        return _Pointer(self, nbytes)
+
+    def free_all_blocks(self) -> None:
+        pass
+
+    def total_bytes(self) -> int:
+        return self.peak
+
+
+def _device_count() -> int:
+    return int(os.environ.get("FAKE_GPU_DEVICES", "1"))
+
+
+def _copy(target: int, source: int, nbytes: int, kind: int, stream: int) -> None:
+    assert (kind, stream) in ((1, Stream.ptr), (2, Stream.ptr))
+    ctypes.memmove(target, source, nbytes)
+
+
+def _copy_rows(
+    target: int, to: int, source: int, pitch: int, width: int, rows: int, kind: int, stream: int
+) -> None:
+    for row in range(rows):
+        _copy(target + row * to, source + row * pitch, width, kind, stream)
+
+
+_registered: set[int] = set()
+
+
+def _register(place: int, nbytes: int, flags: int) -> None:
+    assert (nbytes > 0, flags) == (True, 0)
+    assert place not in _registered
+    _registered.add(place)
+
+
+runtime = SimpleNamespace(
+    memcpyHostToDevice=1,
+    memcpyDeviceToHost=2,
+    getDeviceCount=_device_count,
+    getDevice=lambda: 0,
+    getDeviceProperties=lambda number: {"name": b"NVIDIA Fake", "totalGlobalMem": _TOTAL_BYTES},
+    memGetInfo=lambda: (_TOTAL_BYTES * 9 // 10, _TOTAL_BYTES),
+    deviceSynchronize=lambda: None,
+    memcpyAsync=_copy,
+    memcpy2DAsync=_copy_rows,
+    hostRegister=_register,
+    hostUnregister=_registered.remove,
+)
+
+
+class RawModule:
+    launched = 0
+
+    def __init__(self, code: str, options: tuple[str, ...]) -> None:
+        assert "--fmad=false" in options
+        macros = (o[2:].partition("=") for o in options if o.startswith("-D"))
+        self._library = library(code, tuple((name, int(value)) for name, _, value in macros))
+
+    def get_function(self, name: str) -> Any:
+        function = getattr(self._library, name)
+        function.restype = None
+
+        def launch(grid: tuple[int], block: tuple[int], args: tuple[Any, ...]) -> None:
+            RawModule.launched += 1
+            if RawModule.launched == _FAILS_AT:
+                raise CUDARuntimeError("cudaErrorIllegalAddress: an illegal memory access")
+            assert grid[0] * block[0] >= args[0] > (grid[0] - 1) * block[0]
+            kinds = {np.int64: ctypes.c_longlong, np.uint64: ctypes.c_void_p}
+            function(*(kinds.get(type(a), ctypes.c_double)(a.item()) for a in args))
+
+        return launch
+
+
+if os.environ.get("FAKE_GPU_TELLS"):
+    atexit.register(lambda: print(f"launches: {RawModule.launched}", file=sys.stderr))
+
+cuda = SimpleNamespace(Device=Device, Stream=Stream, MemoryPool=MemoryPool, runtime=runtime)

@@ -1,0 +1,223 @@
+"""Pixels from a device are those of the engine, to the bit.
+
+On the emulated device the kernels are compiled by the C compiler; on a GPU, where there is one, by
+CUDA.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from astropy.io import fits
+
+import sky
+from emulated_device import Emulated
+from kernel_library import COMPILER
+from zmrs import _zmrs
+from zmrs.backends.gpu import METHODS, GpuPass, unserved
+from zmrs.config import KERNELS, Options
+from zmrs.errors import DeviceError, DeviceMemoryError
+from zmrs.prepare import Prepared, prepare
+from zmrs.simulate import make_frame_wcs
+
+SHAPE = (230, 1300)
+ANGLES = (0.0, 2.7, 90.0, 137.0, -178.5, 45.0)
+LEVEL = 20_000.0
+GIB = 1 << 30
+
+
+def _cuda() -> Any:
+    from zmrs.backends.cuda import Cuda
+
+    try:
+        return Cuda()
+    except DeviceError as error:
+        pytest.skip(f"NOT RUN: there is no CUDA device ({error})")
+
+
+def _emulated() -> Emulated:
+    if COMPILER is None:
+        pytest.skip("NOT RUN: there is no C compiler for the kernels")
+    return Emulated()
+
+
+@pytest.fixture(params=[_emulated, pytest.param(_cuda, marks=pytest.mark.gpu)])
+def hardware(request: pytest.FixtureRequest) -> Any:
+    found = request.param()
+    found.allow(GIB)
+    return found
+
+
+def frames(channels: int, layers: int = 1) -> list[sky.Tile]:
+    """Turned frames with holes along the canvas; the first of each layer is distorted."""
+    grid, result = sky.frame_wcs(SHAPE), []
+    for layer in range(layers):
+        for n, angle in enumerate(angle + 1.7 * layer for angle in ANGLES):
+            shape = (170 + 13 * n, 330 - 7 * n)
+            centre = grid.all_pix2world(150.0 + 200 * n, 115.0 + 10 * n, 0)
+            wcs = make_frame_wcs(
+                tuple(map(float, centre)), sky.SCALE_ARCSEC, angle, shape,
+                sip_strength=0.0 if n else 3.0,
+            )  # fmt: skip
+            rng = np.random.default_rng([n, layer, channels])
+            full = shape if channels == 1 else (channels, *shape)
+            image = (rng.normal(500.0, 100.0, full) * 10.0 ** rng.uniform(-1, 2)).astype("f4")
+            image[..., rng.random(shape) < 0.01] = np.nan
+            image[..., 40:45, 60:90] = np.nan
+            result.append((image, wcs))
+    return result
+
+
+def weights_of(tiles: list[sky.Tile]) -> list[Any]:
+    """None, a number or a map in turn."""
+    maps = [np.random.default_rng([9, n]).uniform(-0.02, 3.0, SHAPE) for n in range(len(tiles))]
+    return [
+        [None, 0.3, maps[n][: i.shape[-2], : i.shape[-1]]][n % 3] if i.shape[-2] <= 230 else 0.7
+        for n, (i, _) in enumerate(tiles)
+    ]
+
+
+def prepared(tiles: list[Any], weights: list[Any] | None = None, **options: Any) -> Prepared:
+    options = {"memory": GIB, "threads": 2, "match": "none"} | options
+    grid = (sky.frame_wcs(SHAPE, 1.3), SHAPE)
+    return prepare(tiles, Options(**options), grid=grid, weights=weights, in_memory=True)
+
+
+def planes(job: Prepared, device: GpuPass | None, marks: Path | None = None) -> dict[str, Any]:
+    """All that a pass makes: planes as their bits, and counts."""
+    channels = job.channels
+    image, coverage = np.empty((channels, *SHAPE), "f4"), np.empty(SHAPE, "f4")
+    counts = np.empty((2 * channels, *SHAPE), "i2") if job.job.counts_rejected else None
+    stats = _zmrs.run_pass_into_arrays(
+        job.job, job.layout, image, coverage, counts=counts, device=device,
+        marks=None if marks is None else _zmrs.Marks(marks),
+    )  # fmt: skip
+    found = {"image": image.view("i4"), "coverage": coverage.view("i4"), "counts": counts}
+    return found | {"samples": stats.samples, "rejected": stats.rejected}
+
+
+def assert_same(job: Prepared, hardware: Any, limit: int = GIB) -> GpuPass:
+    device = GpuPass(hardware, job.job, limit)
+    ours, its = planes(job, None), planes(job, device)
+    assert sum(ours["samples"]) > 100_000
+    for name, values in ours.items():
+        assert np.array_equal(values, its[name]), name
+    return device
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(("channels", "weighted"), [(1, False), (3, True)])
+def test_kernels(kernel: str, channels: int, weighted: bool, hardware: Any) -> None:
+    tiles = frames(channels)
+    assert_same(prepared(tiles, weights_of(tiles) if weighted else None, kernel=kernel), hardware)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("channels", "weighted"), [(1, True), (3, False)])
+def test_combines(method: str, channels: int, weighted: bool, hardware: Any) -> None:
+    tiles = frames(channels, layers=3)
+    weights = weights_of(tiles) if weighted else None
+    job = prepared(tiles, weights, combine=method, kappa=(1.5, 1.2))
+    assert_same(job, hardware)
+    if job.job.counts_rejected:
+        assert sum(planes(job, None)["rejected"]) > 1000
+
+
+@pytest.mark.parametrize("method", ["kappa-sigma", "winsorized"])
+def test_channels_together(method: str, hardware: Any) -> None:
+    tiles = frames(3, layers=3)
+    job = prepared(tiles, combine=method, kappa=(1.2, 1.2), reject_together=True)
+    assert_same(job, hardware)
+
+
+@pytest.mark.parametrize("method", ["mean", "max", "median", "kappa-sigma"])
+@pytest.mark.parametrize("kernel", ["nearest", "bilinear", "lanczos2"])
+def test_saturated_ramped_and_opaque_pixels(
+    method: str, kernel: str, hardware: Any, tmp_path: Path
+) -> None:
+    """Files with levels of saturation, opacities, borders of zeros; a ramp."""
+    for n, (image, wcs) in enumerate(frames(3, layers=2)):
+        image[:, 60:75, 100:130] = np.float32(1.2 * LEVEL)
+        image[..., : 30 * (n % 2)] = 0.0
+        header = wcs.to_header(relax=True)
+        header["SATURATE"] = LEVEL
+        alpha = np.random.default_rng(n).integers(0, 256, image.shape[-2:]).astype("u1")
+        hdus = [fits.PrimaryHDU(image, header), fits.ImageHDU(alpha, name="ALPHA")]
+        fits.HDUList(hdus).writeto(tmp_path / f"{n}.fits")
+    options = {"combine": method, "kernel": kernel, "feather": 31.0, "border_mask": 3.0}
+    assert_same(prepared(sorted(tmp_path.iterdir()), **options), hardware)
+
+
+def test_gains_and_offsets(hardware: Any) -> None:
+    job = prepared(frames(3))
+    rng = np.random.default_rng(3)
+    gains, offsets = rng.uniform(0.5, 2.0, (6, 3)).tolist(), rng.normal(0, 99, (6, 3)).tolist()
+    matched = job.job.with_photometry(gains, offsets)
+    plain = planes(job, None)["image"]
+    object.__setattr__(job, "job", matched)
+    assert_same(job, hardware)
+    assert not np.array_equal(plain, planes(job, None)["image"])
+
+
+@pytest.mark.parametrize("memory_mib", [1, 4])
+def test_inputs_one_after_the_other(memory_mib: int, hardware: Any) -> None:
+    """With little memory running values wait on the device while inputs come."""
+    tiles = [tile for _ in range(10) for tile in frames(1)]
+    job = prepared(tiles)
+    tight = job.plan.replace(max_chunk_bytes=memory_mib << 20, rows_per_chunk=None)
+    room = job.room
+    layout = _zmrs.fit(job.job, tight, room.reserved_bytes, 0, 0, True)
+    assert layout.bands > 1 or layout.blocks > 1
+    object.__setattr__(job, "layout", layout)
+    assert_same(job, hardware)
+
+
+def test_stacks_in_slices(hardware: Any) -> None:
+    """Combines of all samples take as many pixels at once as fit."""
+    tiles = frames(3, layers=3)
+    job = prepared(tiles, combine="winsorized", kappa=(1.5, 1.5))
+    wide = assert_same(job, hardware)
+    needed = sum(buffer.nbytes for buffer in wide._buffers.values())
+    scratch = sum(wide._buffers[name].nbytes for name in ("values", "weights", "sorted"))
+    del wide
+    assert_same(job, hardware, needed - scratch // 2)
+    with pytest.raises(DeviceMemoryError):
+        assert_same(job, hardware, needed - scratch * 2)
+
+
+@pytest.mark.parametrize("kernel", ["nearest", "bilinear", "lanczos3"])
+def test_where_inputs_lie(kernel: str, hardware: Any, tmp_path: Path) -> None:
+    """The coverage renormalisation finds the same gains from the marks of either."""
+    options = {"two_pass": True, "two_pass_sigma": 9.0, "kernel": kernel}
+    job = prepared(frames(1, layers=2), **options)
+    gains = []
+    for name, device in (("ours", None), ("its", GpuPass(hardware, job.job, GIB))):
+        image, coverage = np.empty((1, *SHAPE), "f4"), np.empty(SHAPE, "f4")
+        marks = _zmrs.Marks(tmp_path / name)
+        _zmrs.run_pass_into_arrays(job.job, job.layout, image, coverage, marks=marks, device=device)
+        bytes_of = [p.reshape(-1).view("u1") for p in (image[0], coverage)]
+        place = tmp_path / "scales"
+        place.touch()
+        found = _zmrs.measure_gains(
+            job.job, job.layout, _zmrs.Planes.in_memory(SHAPE[1], bytes_of), marks, (place, 0)
+        )
+        gains.append(found.gains)
+    assert gains[0] == gains[1]
+    assert len(set(gains[0])) > 6
+
+
+def test_what_no_kernel_computes_is_said() -> None:
+    tiles = frames(1)
+    assert unserved(prepared(tiles, variance=True).job) == "variances"
+    assert unserved(prepared(tiles, combine="kappa-sigma-stream").job) == "combines in two sweeps"
+    assert not unserved(prepared(tiles).job)
+
+
+def test_memory_stays_below_what_is_allowed(hardware: Any) -> None:
+    job = prepared(frames(3, layers=2), combine="kappa-sigma")
+    assert_same(job, hardware, 64 << 20)
+    peak = hardware.peak if isinstance(hardware, Emulated) else hardware.peak_bytes
+    assert 1 << 20 < peak <= 64 << 20

@@ -1,0 +1,72 @@
+"""The kernels are CUDA: its compiler takes them, and fuses nothing."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import re
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from zmrs.backends.cuda import OPTIONS
+from zmrs.backends.gpu import METHODS, N_RUNNING, kernel_text
+
+
+@pytest.fixture(scope="module")
+def compiler() -> ctypes.CDLL:
+    found = importlib.util.find_spec("nvidia")
+    folders = [] if found is None else list(found.submodule_search_locations or [])
+    for path in (p for f in folders for p in Path(f).glob("cuda_nvrtc/lib/libnvrtc.so.*")):
+        return ctypes.CDLL(str(path))
+    pytest.skip("NOT RUN: CUDA's run-time compiler is not installed (extra dev)")
+
+
+def assembly(compiler: ctypes.CDLL, architecture: str, **macros: int) -> str:
+    """What becomes of the kernels."""
+    program, size = ctypes.c_void_p(), ctypes.c_size_t()
+    text = kernel_text().encode()
+    made = compiler.nvrtcCreateProgram(
+        ctypes.byref(program), text, b"kernels.cu", 0, None, None
+    )  # fmt: skip
+    assert made == 0
+    words = [*OPTIONS, f"--gpu-architecture={architecture}"]
+    words += [f"-D{name}={value}" for name, value in macros.items()]
+    array = (ctypes.c_char_p * len(words))(*(word.encode() for word in words))
+    status = compiler.nvrtcCompileProgram(program, len(words), array)
+    compiler.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+    log = ctypes.create_string_buffer(size.value)
+    compiler.nvrtcGetProgramLog(program, log)
+    assert status == 0, log.value.decode()
+    assert "error" not in log.value.decode()
+    compiler.nvrtcGetPTXSize(program, ctypes.byref(size))
+    ptx = ctypes.create_string_buffer(size.value)
+    compiler.nvrtcGetPTX(program, ptx)
+    compiler.nvrtcDestroyProgram(ctypes.byref(program))
+    return ptx.value.decode()
+
+
+_SOME = [
+    *product(range(len(METHODS)), (2,), (1, 3), (0, 1)),
+    *product((0, 7), (1, 4, 6), (3,), (1,)),
+]
+
+
+@pytest.mark.parametrize(("method", "taps", "channels", "saturates"), _SOME)
+def test_they_compile(
+    method: int, taps: int, channels: int, saturates: int, compiler: ctypes.CDLL
+) -> None:
+    macros = {"CHANNELS": channels, "TAPS": taps, "METHOD": method, "SATURATES": saturates}
+    ptx = assembly(compiler, "compute_75", **macros)
+    entries = set(re.findall(r"\.entry (\w+)", ptx))
+    combining = "run" if method < N_RUNNING else "stack"
+    assert entries == {"place_rows", "cover", combining}
+    # Rounding happens where the engine rounds.
+    assert not re.search(r"\bfma\.|\bdiv\.approx|\bdiv\.full|\bsqrt\.approx|\.ftz\b", ptx)
+    assert re.search(r"div\.rn\.f64", ptx)
+
+
+def test_the_newest_architectures_too(compiler: ctypes.CDLL) -> None:
+    for architecture in ("compute_60", "compute_90", "compute_100"):
+        assembly(compiler, architecture, CHANNELS=3, TAPS=2, METHOD=7, SATURATES=1)
