@@ -54,6 +54,9 @@ class Emulated:
         self.allowed: list[int] = []
         self._library: Any = None
 
+    def free_bytes(self) -> int:
+        return self.memory_bytes - self.held
+
     def allow(self, nbytes: int) -> None:
         assert self.held == 0, "buffers of another pass are left"
         self.allowed.append(nbytes)

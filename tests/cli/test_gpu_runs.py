@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -263,3 +264,20 @@ def test_the_doctor(driver: Path) -> None:
     short = on_gpu(driver, "doctor", "--memory", "300MiB")
     assert "a GPU context would take more of the memory limit than is left" in short.out
     assert "GPU         none: " in on_gpu(driver, "doctor", devices=0).out
+
+
+@pytest.mark.slow
+def test_the_benchmark(driver: Path, tmp_path: Path) -> None:
+    """It runs from end to end, and says so where it cannot."""
+    script = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
+    env = clean_env(PYTHONPATH=str(FAKE), LD_LIBRARY_PATH=str(driver))
+    words = [sys.executable, script, "--small", "--work", tmp_path]
+    done = subprocess.run(words, env=env, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("| 0 | 0.0e+00 | yes |") == 31
+    assert "within 1e-05: yes" in done.stdout
+    assert "% of copying" in done.stdout
+    assert "| zmrs, GPU | " in done.stdout
+    without = env | {"FAKE_GPU_DEVICES": "0"}
+    done = subprocess.run(words, env=without, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout[:8]) == (77, "NOT RUN:")

@@ -1,8 +1,9 @@
 """As much of CuPy as zmrs uses, without a GPU: its memory is the process's, its kernels are C.
 
-Environment: ``FAKE_GPU_MEMORY`` is the memory of the device in bytes, ``FAKE_GPU_FAILS_AT`` the
-number of the launch that fails, counted from 1; ``FAKE_GPU_DEVICES`` how many devices there are;
-with ``FAKE_GPU_TELLS`` it says at the end how many launches there were.
+Environment: ``FAKE_GPU_MEMORY`` is the memory of the device in bytes, ``FAKE_GPU_FREE`` what it
+says is free of that, ``FAKE_GPU_FAILS_AT`` the number of the launch that fails, counted from 1;
+``FAKE_GPU_DEVICES`` how many devices there are; with ``FAKE_GPU_TELLS`` it says at the end how many
+launches there were.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from kernel_library import library
 __version__ = "0"
 
 _TOTAL_BYTES = int(os.environ.get("FAKE_GPU_MEMORY", "8589934592"))
+_FREE_BYTES = int(os.environ.get("FAKE_GPU_FREE", _TOTAL_BYTES * 9 // 10))
 _FAILS_AT = int(os.environ.get("FAKE_GPU_FAILS_AT", "0"))
 
 
@@ -95,7 +97,7 @@ def _device_count() -> int:
 
 
 def _copy(target: int, source: int, nbytes: int, kind: int, stream: int) -> None:
-    assert (kind, stream) in ((1, Stream.ptr), (2, Stream.ptr))
+    assert (kind in (1, 2, 3), stream) == (True, Stream.ptr)
     ctypes.memmove(target, source, nbytes)
 
 
@@ -118,10 +120,11 @@ def _register(place: int, nbytes: int, flags: int) -> None:
 runtime = SimpleNamespace(
     memcpyHostToDevice=1,
     memcpyDeviceToHost=2,
+    memcpyDeviceToDevice=3,
     getDeviceCount=_device_count,
     getDevice=lambda: 0,
     getDeviceProperties=lambda number: {"name": b"NVIDIA Fake", "totalGlobalMem": _TOTAL_BYTES},
-    memGetInfo=lambda: (_TOTAL_BYTES * 9 // 10, _TOTAL_BYTES),
+    memGetInfo=lambda: (_FREE_BYTES, _TOTAL_BYTES),
     deviceSynchronize=lambda: None,
     memcpyAsync=_copy,
     memcpy2DAsync=_copy_rows,

@@ -57,6 +57,9 @@ class Hardware(Protocol):
     def name(self) -> str:
         """What it is called."""
 
+    def free_bytes(self) -> int:
+        """Memory that is free there as of now."""
+
     def allow(self, nbytes: int) -> None:
         """Let buffers take no more than so much from now on; there are none."""
 

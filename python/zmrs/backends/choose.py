@@ -29,6 +29,9 @@ CONTEXT_BYTES = 768 << 20
 """Memory of the process that CuPy and a CUDA context may take.  It decides whether one is opened at
 all; what it then has taken is measured, and planned with."""
 
+_FREE_PART = 0.95
+"""Of the device memory that is free when a pass begins, what it may take."""
+
 _DRIVERS = {"win32": "nvcuda.dll", "linux": "libcuda.so.1"}
 
 
@@ -74,8 +77,11 @@ class Backend:
             return None
         assert plan.gpu_max_chunk_bytes is not None
         with guarded():
-            self.hardware.allow(plan.gpu_max_chunk_bytes)
-            return GpuPass(self.hardware, job, plan.gpu_max_chunk_bytes)
+            # Others may have taken some since it was planned.
+            free = int(_FREE_PART * self.hardware.free_bytes())
+            limit = min(plan.gpu_max_chunk_bytes, free)
+            self.hardware.allow(limit)
+            return GpuPass(self.hardware, job, limit)
 
 
 CPU = Backend(reason="gpu_off")

@@ -103,6 +103,11 @@ class Cuda:
         """Device memory that the buffers have taken at most: the pool keeps what they give back."""
         return int(self._pool.total_bytes())
 
+    def free_bytes(self) -> int:
+        """See `zmrs.backends.base.Hardware`."""
+        with _told(), self._device:
+            return int(self._runtime.memGetInfo()[0])
+
     def allow(self, nbytes: int) -> None:
         """See `zmrs.backends.base.Hardware`."""
         with _told(), self._device, self._stream:
@@ -132,6 +137,14 @@ class Cuda:
         """See `zmrs.backends.base.Hardware`."""
         # Memory that is not pinned has been read when the call returns.
         self.upload(buffer, array.ctypes.data, array.nbytes, at)
+
+    def copy(self, target: Any, source: Any, nbytes: int) -> None:
+        """Copy from one buffer to another: what the device can do at most."""
+        with _told(), self._device:
+            kind = self._runtime.memcpyDeviceToDevice
+            self._runtime.memcpyAsync(
+                target.address, source.address, nbytes, kind, self._stream.ptr
+            )
 
     def download(
         self, buffer: Any, at: int, place: int, row_bytes: int, rows: int, pitch: int

@@ -1,0 +1,239 @@
+"""What benchmarks/gpu.py measures: one function a question."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zmrs import _zmrs
+from zmrs.backends.cuda import Cuda
+from zmrs.backends.gpu import METHODS, GpuPass
+from zmrs.config import KERNELS, Options
+from zmrs.prepare import Prepared, prepare
+
+MIB = 1 << 20
+SCALE_ARCSEC = 1.0
+CENTER = (150.0, 30.0)
+
+
+class Stopwatch(Cuda):
+    """A device that is waited for around every kernel, whose time is kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: dict[str, list[float]] = {}
+
+    def launch(self, kernel: str, count: int, arguments: Any) -> None:
+        self.wait()
+        began = time.perf_counter()
+        super().launch(kernel, count, arguments)
+        self.wait()
+        self.seconds.setdefault(kernel, []).append(time.perf_counter() - began)
+
+
+def copy_bandwidth(hardware: Cuda, nbytes: int = 256 * MIB, times: int = 10) -> float:
+    """Bytes a second that the device copies within its memory, those read and those written."""
+    source, target = hardware.allocate(nbytes), hardware.allocate(nbytes)
+    best = np.inf
+    for _ in range(times):
+        hardware.wait()
+        began = time.perf_counter()
+        hardware.copy(target, source, nbytes)
+        hardware.wait()
+        best = min(best, time.perf_counter() - began)
+    return 2 * nbytes / best
+
+
+# --------------------------------------------------------------------------------- the same pixels
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How the mosaic of the GPU compares with that of the CPU.
+
+    Attributes
+    ----------
+    words
+        What was made.
+    differ
+        Values whose bits differ.
+    worst
+        Greatest relative difference, where both are finite.
+    same_nan
+        Whether both are NaN in the same places.
+    """
+
+    words: str
+    differ: int
+    worst: float
+    same_nan: bool
+
+
+def frames(
+    shape: tuple[int, int], n: int, channels: int, *, sip_strength: float = 3.0
+) -> list[tuple[np.ndarray, Any]]:
+    """Turned frames with holes around one place; every third is distorted so much."""
+    from zmrs.simulate import make_frame_wcs
+
+    made = []
+    for k in range(n):
+        rng = np.random.default_rng([k, channels])
+        at = (CENTER[0] + rng.uniform(-1, 1) * 0.01, CENTER[1] + rng.uniform(-1, 1) * 0.01)
+        sip = sip_strength if k % 3 == 0 else 0.0
+        wcs = make_frame_wcs(at, SCALE_ARCSEC, 7.3 * k, shape, sip_strength=sip)
+        image = rng.normal(500, 30, (channels, *shape)).astype(np.float32)
+        image[:, rng.random(shape) < 1e-3] = np.nan
+        made.append((image if channels > 1 else image[0], wcs))
+    return made
+
+
+def passes(job: Prepared, device: GpuPass | None) -> list[np.ndarray]:
+    """The planes of one pass."""
+    shape, channels = job.grid.shape, job.channels
+    image = np.empty((channels, *shape), np.float32)
+    coverage = np.empty(shape, np.float32)
+    counts = np.empty((2 * channels, *shape), np.int16) if job.job.counts_rejected else None
+    _zmrs.run_pass_into_arrays(job.job, job.layout, image, coverage, counts=counts, device=device)
+    return [image, coverage] + ([] if counts is None else [counts])
+
+
+def compare(words: str, ours: list[np.ndarray], its: list[np.ndarray]) -> Agreement:
+    """Two mosaics, plane by plane."""
+    differ, worst, same_nan = 0, 0.0, True
+    for a, b in zip(ours, its, strict=True):
+        nan = np.isnan(a) & np.isnan(b)
+        same_nan &= bool(np.array_equal(np.isnan(a), np.isnan(b)))
+        differ += int(np.count_nonzero((a != b) & ~nan))
+        both = np.isfinite(a) & np.isfinite(b)
+        size = np.maximum(np.abs(a[both].astype(float)), 1e-30)
+        off = np.abs(a[both].astype(float) - b[both]) / size
+        worst = max(worst, float(off.max(initial=0.0)))
+    return Agreement(words, differ, worst, same_nan)
+
+
+def agreements(hardware: Cuda, edge: int) -> list[Agreement]:
+    """Every kernel with the mean, every combine with the bilinear one, gray and in colour."""
+    found = []
+    for channels in (1, 3):
+        tiles = frames((edge, edge * 5 // 4), 9, channels)
+        asked = [(kernel, "mean") for kernel in KERNELS] + [("bilinear", m) for m in METHODS[1:]]
+        for kernel, method in asked:
+            options = Options(
+                kernel=kernel, combine=method, kappa=(1.5, 1.5), match="none", gpu="off"
+            )
+            job = prepare(tiles, options, in_memory=True)
+            hardware.allow(1 << 30)
+            device = GpuPass(hardware, job.job, 1 << 30)
+            words = f"{kernel}, {method}, {channels} channel{'s' if channels > 1 else ''}"
+            found.append(compare(words, passes(job, None), passes(job, device)))
+    return found
+
+
+def two_pass_agreement(edge: int) -> Agreement:
+    """The coverage renormalisation, as a whole command would run it."""
+    import zmrs
+
+    tiles = frames((edge, edge), 9, 3)
+    more: dict[str, Any] = {"two_pass": True, "two_pass_sigma": 20.0, "kernel": "lanczos3"}
+    made = [zmrs.mosaic(tiles, gpu=gpu, **more) for gpu in ("off", "on")]
+    planes = [[one.data, one.coverage] for one in made]
+    return compare("lanczos3, mean, two passes, 3 channels", *planes)
+
+
+# -------------------------------------------------------------------------------------- throughput
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """The kernel that combines, with all data on the device.
+
+    Attributes
+    ----------
+    words
+        What was made.
+    samples
+        Samples that it took.
+    moved_bytes
+        What it must move: pixels of windows once, cubics once, planes of the output once.
+    seconds
+        Of the fastest of its launches.
+    """
+
+    words: str
+    samples: int
+    moved_bytes: int
+    seconds: float
+
+
+def throughput(hardware: Stopwatch, kernel: str, edge: int, n: int, rounds: int) -> Throughput:
+    """A step that holds everything, again and again."""
+    tiles = frames((edge, edge), n, 1, sip_strength=0.0)
+    options = Options(kernel=kernel, match="none", gpu="off")
+    job = prepare(tiles, options, in_memory=True)
+    height, width = job.grid.shape
+    plan = replace_plan(job, height)
+    layout = _zmrs.fit(job.job, plan, 0, 0, 0, True)
+    limit = 64 << 30
+    hardware.allow(limit)
+    device = GpuPass(hardware, job.job, limit)
+    job = replace(job, layout=layout)
+    hardware.seconds.clear()
+    for _ in range(rounds):
+        passes(job, device)
+    held = {name: buffer.nbytes for name, buffer in device._buffers.items()}
+    moved = held["pixels"] + held["cubics"] + held["out"]
+    return Throughput(
+        f"{kernel}, {n} frames of {edge} x {edge} onto {width} x {height}",
+        layout.samples,
+        moved,
+        min(hardware.seconds["run"]),
+    )
+
+
+def replace_plan(job: Prepared, rows: int) -> Any:
+    """A plan that takes the whole output in one band."""
+    return job.plan.replace(rows_per_chunk=rows, max_chunk_bytes=None, memory_bytes=1 << 40)
+
+
+# --------------------------------------------------------------------------- whole runs, and others
+
+
+def plain_cupy(paths: list[Path], wcs: Any, shape: tuple[int, int]) -> np.ndarray:
+    """The plain way: astropy's coordinates of every pixel, `map_coordinates`, a mean."""
+    import cupy
+    from astropy.io import fits
+    from astropy.wcs import WCS
+    from cupyx.scipy.ndimage import map_coordinates
+
+    total, weight = cupy.zeros(shape, cupy.float32), cupy.zeros(shape, cupy.float32)
+    rows, columns = np.indices(shape)
+    for path in paths:
+        with fits.open(path) as hdus:
+            image, header = hdus[0].data.astype(np.float32), hdus[0].header
+        ra, dec = wcs.all_pix2world(columns.ravel(), rows.ravel(), 0)
+        x, y = WCS(header).all_world2pix(ra, dec, 0, quiet=True)
+        at = cupy.asarray(np.stack([y, x]).astype(np.float32))
+        found = map_coordinates(cupy.asarray(image), at, order=1, cval=cupy.nan).reshape(shape)
+        valid = ~cupy.isnan(found)
+        total += cupy.where(valid, found, 0)
+        weight += valid
+    return np.asarray((total / cupy.maximum(weight, 1)).get())
+
+
+def shape_of(path: Path) -> tuple[int, int]:
+    """(H, W) of a mosaic."""
+    from astropy.io import fits
+
+    header = fits.getheader(path)
+    return int(header["NAXIS2"]), int(header["NAXIS1"])
+
+
+def timed(work: Any) -> float:
+    """Seconds of a call."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
