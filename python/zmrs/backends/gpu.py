@@ -126,16 +126,16 @@ class GpuPass:
     def __init__(self, hardware: Hardware, job: _zmrs.Job, limit_bytes: int) -> None:
         self._hardware, self._limit_bytes = hardware, limit_bytes
         told = _zmrs.describe_job(job)
-        self._channels, self._height, self._width = told["shape"]
+        self._channels, _, self._width = told["shape"]
         self._n_planes, self._n_inputs = told["planes"], told["inputs"]
         self._method = METHODS.index(told["method"])
         self._rules = (*told["kappa"], *told["winsor"], int(told["together"]))
         self._has_maps = int(told["has_maps"])
         self._buffers: dict[str, Buffer] = {}
-        self._empty: Buffer | None = None
         hardware.compile(*kernels_of(job))
         self._put("taps", np.array(told["tap_table"], np.float32))
-        self._counters = [self._put(name, np.zeros(self._n_inputs, np.uint64)) for name in "sr"]
+        zeros = np.zeros(self._n_inputs, np.uint64)
+        self._counters = [self._put(name, zeros) for name in ("samples", "rejected")]
         self._tell_inputs(job)
         self._scene: list[Buffer | int | float] = []
 
@@ -143,38 +143,35 @@ class GpuPass:
 
     def _tell_inputs(self, job: _zmrs.Job) -> None:
         """Bring what determines the samples of the inputs to the device."""
-        each = [_zmrs.describe_input(job, number) for number in range(self._n_inputs)]
-        cells = np.array([one["cells_across_down"] for one in each], np.int64).reshape(-1, 2)
-        first_cell = np.concatenate([[0], np.cumsum(cells.prod(axis=1))])
-        first_node = np.concatenate([[0], np.cumsum((cells + 3).prod(axis=1))])
-        self._shift = np.array([one["spacing"].bit_length() - 1 for one in each], np.int64)
-        self._across = cells[:, 0]
-        columns = [
-            [one["origin"] for one in each],
-            self._shift[:, None],
-            cells,
-            first_node[:-1, None],
-            first_cell[:-1, None],
-            [one["frame"] for one in each],
-            [one["border"] for one in each],
-            [[one["has_map"]] for one in each],
-        ]
-        self._put("inputs", np.hstack([np.asarray(part, np.int64) for part in columns]))
-        weighting = [(one["weight"], one["feather"], one["saturation"]) for one in each]
-        self._put("weightings", np.array(weighting, np.float64))
-        self._weights_differ = len({one["weight"] for one in each}) > 1
-        self._put("gains", np.array([one["gain"] for one in each], np.float64))
-        self._put("offsets", np.array([one["offset"] for one in each], np.float64))
+        n, channels = self._n_inputs, self._channels
+        table, weightings = np.empty((n, 14), np.int64), np.empty((n, 3))
+        gains, offsets = np.empty((n, channels)), np.empty((n, channels))
+        node = cell = 0
+        for k in range(n):
+            told = _zmrs.describe_input(job, k)
+            across, down = told["cells_across_down"]
+            shift = told["spacing"].bit_length() - 1
+            place = (*told["origin"], shift, across, down, node, cell)
+            table[k] = (*place, *told["frame"], *told["border"], told["has_map"])
+            weightings[k] = told["weight"], told["feather"], told["saturation"]
+            gains[k], offsets[k] = told["gain"], told["offset"]
+            node += (across + 3) * (down + 3)
+            cell += across * down
+        self._shift, self._across = table[:, 2].copy(), table[:, 3].copy()
+        self._weights_differ = np.ptp(weightings[:, 0]) > 0
+        self._put("inputs", table)
+        self._put("weightings", weightings)
+        self._put("gains", gains)
+        self._put("offsets", offsets)
         self._records: dict[int, NDArray[np.uint32]] = {}
-        nodes = self._room("nodes", 16 * int(first_node[-1]))
-        kinds = self._room("cells", int(first_cell[-1]))
-        for number in range(self._n_inputs):
-            grid = _zmrs.grid_of_input(job, number)
-            self._hardware.upload_array(nodes, grid[0], 16 * int(first_node[number]))
-            self._hardware.upload_array(kinds, grid[1], int(first_cell[number]))
-            if grid[2] is not None:
-                self._records[number] = grid[2]
+        nodes, cells = self._room("nodes", 16 * node), self._room("cells", cell)
+        for k in range(n):
+            grid, kinds, records = _zmrs.grid_of_input(job, k)
+            self._hardware.upload_array(nodes, grid, 16 * int(table[k, 5]))
+            self._hardware.upload_array(cells, kinds, int(table[k, 6]))
             self._hardware.wait()
+            if records is not None:
+                self._records[k] = records
 
     def _room(self, name: str, nbytes: int) -> Buffer:
         """The buffer of a name, with room for so many bytes."""
