@@ -187,12 +187,15 @@ pub fn describe_input<'py>(
     told.set_item("cells_across_down", (across, down))?;
     told.set_item("frame", (width, height))?;
     told.set_item("border", (kept.x0, kept.y0, kept.x1, kept.y1))?;
-    told.set_item("has_map", input.weight_map.is_some())?;
+    let says_variance = weighting.map.says_variance();
+    told.set_item("map", input.weight_map.as_ref().map_or(0, |_| 1 + u8::from(says_variance)))?;
     told.set_item("weight", input.weight)?;
     told.set_item("feather", weighting.feather_px)?;
     told.set_item("saturation", weighting.saturation.map_or(0.0, |s| f64::from(s.level())))?;
     told.set_item("gain", input.gain.clone())?;
     told.set_item("offset", input.offset.clone())?;
+    let variances = (0..job.0.channels).map(|channel| input.variance(channel));
+    told.set_item("variance", variances.collect::<Vec<_>>())?;
     Ok(told)
 }
 

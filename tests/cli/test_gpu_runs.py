@@ -86,6 +86,7 @@ JOBS: dict[str, tuple[object, ...]] = {
     "mean": (),
     "two passes": TWO_PASS,
     "rejection": ("--combine", "winsorized", "--kernel", "lanczos3", "--kappa", "2"),
+    "variance": ("--variance", "--combine", "median", *TWO_PASS),
     "batches": ("--mode", "sds", "--batch", 4, *TWO_PASS),
 }
 
@@ -180,7 +181,6 @@ def test_a_failure_in_the_middle(
         ((), {"fails_at": 3}, 1, "the GPU failed (cudaErrorIllegalAddress"),
         ((), {"memory": 100_000}, 1, "the GPU failed ("),
         ((), {"devices": 0}, 2, "there is no usable GPU (cudaErrorNoDevice"),
-        (("--variance",), {}, 2, "computed on the CPU only (no kernel computes variances)"),
         (("--combine", "kappa-sigma-stream"), {}, 2, "no kernel computes combines in two sweeps"),
         (("--memory", "400MiB"), {}, 2, "a GPU context would take more of the memory limit than"),
     ],
@@ -204,7 +204,7 @@ def test_a_gpu_that_is_demanded(
     ("words", "fake", "reason"),
     [
         ((), {"devices": 0}, "gpu_unavailable"),
-        (("--variance",), {}, "cpu_only"),
+        (("--combine", "kappa-sigma-stream"), {}, "cpu_only"),
         (("--memory", "400MiB"), {}, "gpu_host_memory"),
         (("--gpu", "off"), {}, "gpu_off"),
         (("--gpu-memory", "10KiB"), {}, "gpu_does_not_fit"),

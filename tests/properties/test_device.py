@@ -80,10 +80,10 @@ def weights_of(tiles: list[sky.Tile]) -> list[Any]:
     ]
 
 
-def prepared(tiles: list[Any], weights: list[Any] | None = None, **options: Any) -> Prepared:
+def prepared(tiles: list[Any], given: list[Any] | None = None, /, **options: Any) -> Prepared:
     options = {"memory": GIB, "threads": 2, "match": "none"} | options
     grid = (sky.frame_wcs(SHAPE, 1.3), SHAPE)
-    return prepare(tiles, Options(**options), grid=grid, weights=weights, in_memory=True)
+    return prepare(tiles, Options(**options), grid=grid, weights=given, in_memory=True)
 
 
 def planes(job: Prepared, device: GpuPass | None, marks: Path | None = None) -> dict[str, Any]:
@@ -91,11 +91,14 @@ def planes(job: Prepared, device: GpuPass | None, marks: Path | None = None) -> 
     channels = job.channels
     image, coverage = np.empty((channels, *SHAPE), "f4"), np.empty(SHAPE, "f4")
     counts = np.empty((2 * channels, *SHAPE), "i2") if job.job.counts_rejected else None
+    variance = np.empty_like(image) if job.job.has_variance else None
     stats = _zmrs.run_pass_into_arrays(
-        job.job, job.layout, image, coverage, counts=counts, device=device,
+        job.job, job.layout, image, coverage, counts=counts, variance=variance, device=device,
         marks=None if marks is None else _zmrs.Marks(marks),
     )  # fmt: skip
     found = {"image": image.view("i4"), "coverage": coverage.view("i4"), "counts": counts}
+    if variance is not None:
+        found["variance"] = variance.view("i4")
     return found | {"samples": stats.samples, "rejected": stats.rejected}
 
 
@@ -162,6 +165,26 @@ def test_gains_and_offsets(hardware: Any) -> None:
     assert not np.array_equal(plain, planes(job, None)["image"])
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kernel", ["bilinear", "lanczos3"])
+def test_variances(method: str, kernel: str, hardware: Any, tmp_path: Path) -> None:
+    """From maps and from measured noise, beside holes, of saturated samples too."""
+    for n, (image, wcs) in enumerate(frames(2, layers=2)):
+        image[:, 60:75, 100:130] = np.float32(1.2 * LEVEL)
+        header = wcs.to_header(relax=True)
+        header["SATURATE"] = LEVEL
+        variance = np.random.default_rng(n).uniform(-0.1, 9.0, image.shape[-2:]).astype("f4")
+        hdus = [fits.PrimaryHDU(image, header), fits.ImageHDU(variance, name="VAR")]
+        fits.HDUList(hdus).writeto(tmp_path / f"{n}.fits")
+    paths = sorted(tmp_path.iterdir())
+    options: dict[str, Any] = {"combine": method, "kernel": kernel, "variance": True}
+    for maps in ({"weights": "VAR", "weight_type": "variance", "feather": 8.5}, {}):
+        job = prepared(paths, kappa=(1.5, 1.5), **options, **maps)
+        assert_same(job, hardware)
+        found = planes(job, GpuPass(hardware, job.job, GIB))["variance"].view("f4")
+        assert np.nanmin(found) > 0
+
+
 @pytest.mark.parametrize("memory_mib", [1, 4])
 def test_inputs_one_after_the_other(memory_mib: int, hardware: Any) -> None:
     """With little memory running values wait on the device while inputs come."""
@@ -211,7 +234,6 @@ def test_where_inputs_lie(kernel: str, hardware: Any, tmp_path: Path) -> None:
 
 def test_what_no_kernel_computes_is_said() -> None:
     tiles = frames(1)
-    assert unserved(prepared(tiles, variance=True).job) == "variances"
     assert unserved(prepared(tiles, combine="kappa-sigma-stream").job) == "combines in two sweeps"
     assert not unserved(prepared(tiles).job)
 

@@ -58,6 +58,7 @@ def test_they_compile(
     method: int, taps: int, channels: int, saturates: int, compiler: ctypes.CDLL
 ) -> None:
     macros = {"CHANNELS": channels, "TAPS": taps, "METHOD": method, "SATURATES": saturates}
+    macros["VARIANCE"] = saturates
     ptx = assembly(compiler, "compute_75", **macros)
     entries = set(re.findall(r"\.entry (\w+)", ptx))
     combining = "run" if method < N_RUNNING else "stack"
@@ -69,4 +70,4 @@ def test_they_compile(
 
 def test_the_newest_architectures_too(compiler: ctypes.CDLL) -> None:
     for architecture in ("compute_60", "compute_90", "compute_100"):
-        assembly(compiler, architecture, CHANNELS=3, TAPS=2, METHOD=7, SATURATES=1)
+        assembly(compiler, architecture, CHANNELS=3, TAPS=2, METHOD=7, SATURATES=1, VARIANCE=1)

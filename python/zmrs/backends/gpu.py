@@ -58,8 +58,9 @@ _TAPS = {"nearest": 1, "bilinear": 2, "bicubic": 4, "lanczos2": 4, "lanczos3": 6
 _STRIP = 256
 """Output columns for which the windows over them are listed together, as in the kernels."""
 
-_SAMPLES = {"values": 4, "weights": 8, "sources": 4, "sorted": 4, "beside": 8}
-"""Buffers of combines that hold all samples, and bytes of a sample; of values, in each channel."""
+_SAMPLES = {"values": 4, "weights": 8, "sources": 4, "sorted": 4, "beside": 8, "shares": 4}
+"""Buffers of combines that hold all samples, and bytes of a sample; those of the first and the last
+are there for each channel."""
 
 _ROUNDING_BYTES = 64 << 10
 """What buffers may take more than was asked for, all together."""
@@ -70,10 +71,7 @@ _LEAST_SLICE = 4096
 
 def unserved(job: _zmrs.Job) -> str:
     """What of a job no kernel computes, in words; nothing if all is served."""
-    told = _zmrs.describe_job(job)
-    if told["variance"]:
-        return "variances"
-    return "" if told["method"] in METHODS else "combines in two sweeps"
+    return "" if _zmrs.describe_job(job)["method"] in METHODS else "combines in two sweeps"
 
 
 def kernel_text() -> str:
@@ -89,6 +87,7 @@ def kernels_of(job: _zmrs.Job) -> tuple[str, dict[str, int]]:
         "TAPS": _TAPS[told["kernel"]],
         "METHOD": METHODS.index(told["method"]),
         "SATURATES": int(told["gives_way"]),
+        "VARIANCE": int(told["variance"]),
     }
 
 
@@ -131,6 +130,7 @@ class GpuPass:
         self._method = METHODS.index(told["method"])
         self._rules = (*told["kappa"], *told["winsor"], int(told["together"]))
         self._has_maps = int(told["has_maps"])
+        self._has_variance = bool(told["variance"])
         self._buffers: dict[str, Buffer] = {}
         hardware.compile(*kernels_of(job))
         self._put("taps", np.array(told["tap_table"], np.float32))
@@ -145,16 +145,17 @@ class GpuPass:
         """Bring what determines the samples of the inputs to the device."""
         n, channels = self._n_inputs, self._channels
         table, weightings = np.empty((n, 14), np.int64), np.empty((n, 3))
-        gains, offsets = np.empty((n, channels)), np.empty((n, channels))
+        gains, offsets, variances = np.empty((3, n, channels))
         node = cell = 0
         for k in range(n):
             told = _zmrs.describe_input(job, k)
             across, down = told["cells_across_down"]
             shift = told["spacing"].bit_length() - 1
             place = (*told["origin"], shift, across, down, node, cell)
-            table[k] = (*place, *told["frame"], *told["border"], told["has_map"])
+            table[k] = (*place, *told["frame"], *told["border"], told["map"])
             weightings[k] = told["weight"], told["feather"], told["saturation"]
             gains[k], offsets[k] = told["gain"], told["offset"]
+            variances[k] = told["variance"]
             node += (across + 3) * (down + 3)
             cell += across * down
         self._shift, self._across = table[:, 2].copy(), table[:, 3].copy()
@@ -163,6 +164,7 @@ class GpuPass:
         self._put("weightings", weightings)
         self._put("gains", gains)
         self._put("offsets", offsets)
+        self._put("variances", variances)
         self._records: dict[int, NDArray[np.uint32]] = {}
         nodes, cells = self._room("nodes", 16 * node), self._room("cells", cell)
         for k in range(n):
@@ -215,7 +217,8 @@ class GpuPass:
         area = width * rows
         self._load(step)
         if self._method < N_RUNNING:
-            kept = 0 if step.is_first and step.is_last else 8 * (self._channels + 1) * area
+            running = self._channels * (1 + self._has_variance) + 1
+            kept = 0 if step.is_first and step.is_last else 8 * running * area
             out = self._room("out", 4 * self._n_planes * area if step.is_last else 0)
             flags = [int(step.is_first), int(step.is_last)]
             more: list[Buffer | int | float] = [
@@ -273,6 +276,7 @@ class GpuPass:
             held["weightings"],
             held["gains"],
             held["offsets"],
+            held["variances"],
             held["cells"],
             cubics,
             exact,
@@ -303,6 +307,7 @@ class GpuPass:
         """Combine all samples of the pixels of a step, in slices that fit."""
         sizes = [*_SAMPLES.values()]
         sizes[0] *= self._channels
+        sizes[-1] *= self._channels if self._has_variance else 0
         depth = max(self._depth, 1)
         spare = self._limit_bytes - self._taken(*_SAMPLES) - _ROUNDING_BYTES
         pixels = min(area, max(spare // (depth * sum(sizes)), _LEAST_SLICE))

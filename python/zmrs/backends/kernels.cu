@@ -11,6 +11,7 @@
  *   TAPS       1 nearest, 2 bilinear, 4 bicubic or Lanczos-2, 6 Lanczos-3
  *   METHOD     one of the numbers below
  *   SATURATES  1 where samples of some inputs give way to those of others, else 0
+ *   VARIANCE   1 where the variance of every pixel is wanted, else 0
  */
 
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
@@ -76,7 +77,7 @@ typedef struct {
     whole cells;              /* place of its first cell among all cells */
     whole frame_w, frame_h;
     whole border_x0, border_y0, border_x1, border_y1; /* what the border leaves of the frame */
-    whole has_map;
+    whole has_map; /* 0 no weights of pixels, 1 some, 2 that say the variances of pixels */
 } Input;
 
 typedef struct {
@@ -174,7 +175,7 @@ typedef struct {
     const Window *windows;
     const Input *inputs;
     const Weighting *weightings;
-    const double *gains, *offsets; /* by input, then by channel */
+    const double *gains, *offsets, *variances; /* by input, then by channel */
     const unsigned char *cells;    /* 0 empty, 1 smooth, 2 exact */
     const double *cubics, *exact;
     const int *records;
@@ -402,6 +403,131 @@ INLINE double ramp(const Window *w, const Input *in, double px, Position p)
     return u * u * (3.0 - 2.0 * u);
 }
 
+#if SATURATES
+/* Find samples again that saturated pixels have made invalid; their weight is then negative. What is
+ * not found is invalid in all channels. */
+INLINE void recover(const Scene *s, const Window *w, float level, Position p,
+                    float values[CHANNELS], double *weight)
+{
+    whole area = w->width * w->height;
+    const float *planes = s->pixels + w->pixels;
+    int lost = 0, found = 0;
+    for (int c = 0; c < CHANNELS; c++)
+        lost |= IS_NAN(values[c]);
+    if (!lost)
+        return;
+    for (int c = 0; c < CHANNELS && !IS_NAN(*weight); c++) {
+        const float *at = planes + c * area + p.index;
+        found |= is_hidden(at[0]) | is_hidden(at[1]) | is_hidden(at[w->width])
+                 | is_hidden(at[w->width + 1]);
+    }
+    for (int c = 0; c < CHANNELS && found; c++) {
+        values[c] = SAMPLE_SHOWN(planes + c * area, w->width, p, s, level);
+        found = !IS_NAN(values[c]);
+    }
+    if (found)
+        *weight = -*weight;
+    else
+        for (int c = 0; c < CHANNELS; c++)
+            values[c] = NOTHING;
+}
+#endif
+
+#if VARIANCE
+/* How much of its pixels' noise a sample has: the sum of tap^2 times variance over that of tap, squared.
+ * `map` has inverse variances, or is 0 where all are alike. */
+INLINE float share_of(const Scene *s, const float *map, whole stride, Position p)
+{
+#if TAPS == 1
+    return map ? 1.0f / nearest_stored(map, stride, p, 0.0f) : 1.0f;
+#elif TAPS == 2
+    float fx = p.fx, fy = p.fy, sum = 0.0f, total = 0.0f;
+    if (!map)
+        return ((1.0f - fx) * (1.0f - fx) + fx * fx) * ((1.0f - fy) * (1.0f - fy) + fy * fy);
+    float taps[4] = {(1.0f - fx) * (1.0f - fy), fx * (1.0f - fy), (1.0f - fx) * fy, fx * fy};
+    whole at[4] = {p.index, p.index + 1, p.index + stride, p.index + stride + 1};
+    for (int k = 0; k < 4; k++) {
+        int counts = taps[k] > LEAST_TAP;
+        sum += counts ? taps[k] * taps[k] / map[at[k]] : 0.0f;
+        total += counts ? taps[k] : 0.0f;
+    }
+    return sum / (total * total);
+#else
+    float across[TAPS], down[TAPS], total_x = 0.0f, total_y = 0.0f;
+    taps_at(s->taps, p.fx, across);
+    taps_at(s->taps, p.fy, down);
+    for (int k = 0; k < TAPS; k++) {
+        total_x += across[k];
+        total_y += down[k];
+    }
+    float share = 0.0f, total = total_x * total_y;
+    if (!map) {
+        float squares_x = 0.0f, squares_y = 0.0f;
+        for (int k = 0; k < TAPS; k++) {
+            squares_x += across[k] * across[k];
+            squares_y += down[k] * down[k];
+        }
+        share = squares_x * squares_y;
+    } else {
+        const float *first = map + p.index - (TAPS / 2 - 1) * (stride + 1);
+        for (int k = 0; k < TAPS; k++) {
+            float column = 0.0f;
+            for (int row = 0; row < TAPS; row++)
+                column += down[row] * down[row] / first[row * stride + k];
+            share = share + across[k] * across[k] * column;
+        }
+    }
+    return share / (total * total);
+#endif
+}
+
+#if TAPS > 2
+/* The same for a valid sample of which the kernel may have dropped taps, since pixels are invalid. */
+INLINE float share_without(const Scene *s, const float *plane, const float *map, whole stride,
+                           Position p, int is_saturated, float of_all)
+{
+    whole corner = p.index - (TAPS / 2 - 1) * (stride + 1);
+    float across[TAPS], down[TAPS], sum = 0.0f, total = 0.0f;
+    for (int row = 0; row < TAPS; row++)
+        for (int k = 0; k < TAPS; k++)
+            sum += plane[corner + row * stride + k];
+    if (!IS_NAN(sum))
+        return of_all;
+    taps_at(s->taps, p.fx, across);
+    taps_at(s->taps, p.fy, down);
+    sum = 0.0f;
+    for (int row = 0; row < TAPS; row++)
+        for (int k = 0; k < TAPS; k++) {
+            whole at = corner + row * stride + k;
+            float tap = across[k] * down[row];
+            if (!IS_NAN(plane[at]) || (is_saturated && is_hidden(plane[at]))) {
+                sum += tap * tap * (map ? 1.0f / map[at] : 1.0f);
+                total += tap;
+            }
+        }
+    return sum / (total * total);
+}
+#endif
+
+/* Shares of noise of the samples of a window in every channel. */
+INLINE void find_shares(const Scene *s, whole number, Position p, const float values[CHANNELS],
+                        double weight, float shares[CHANNELS])
+{
+    const Window *w = &s->windows[number];
+    whole area = w->width * w->height;
+    const float *planes = s->pixels + w->pixels;
+    const float *map = s->inputs[w->input].has_map == 2 ? planes + CHANNELS * area : 0;
+    float of_all = share_of(s, map, w->width, p);
+    for (int c = 0; c < CHANNELS; c++) {
+        shares[c] = of_all;
+#if TAPS > 2
+        if (!IS_NAN(values[c]))
+            shares[c] = share_without(s, planes + c * area, map, w->width, p, weight < 0.0, of_all);
+#endif
+    }
+}
+#endif
+
 /* The samples of a window at a position and their weight, which is negative where they are of
  * saturated pixels. Values that are not valid are NaN. */
 INLINE void take(const Scene *s, whole number, Position p, float values[CHANNELS], double *weight)
@@ -424,30 +550,8 @@ INLINE void take(const Scene *s, whole number, Position p, float values[CHANNELS
     if (how->feather > 0.0)
         *weight *= ramp(w, in, how->feather, p);
 #if SATURATES
-    if (how->saturation > 0.0) {
-        int lost = 0, touches = 0;
-        for (int c = 0; c < CHANNELS; c++)
-            lost |= IS_NAN(values[c]);
-        if (!lost)
-            return;
-        for (int c = 0; c < CHANNELS; c++) {
-            const float *at = planes + c * area + p.index;
-            touches |= is_hidden(at[0]) | is_hidden(at[1]) | is_hidden(at[w->width])
-                       | is_hidden(at[w->width + 1]);
-        }
-        touches &= !IS_NAN(*weight);
-        int found = touches;
-        if (touches)
-            for (int c = 0; c < CHANNELS; c++) {
-                values[c] = SAMPLE_SHOWN(planes + c * area, w->width, p, s, (float)how->saturation);
-                found &= !IS_NAN(values[c]);
-            }
-        if (found)
-            *weight = -*weight;
-        else
-            for (int c = 0; c < CHANNELS; c++)
-                values[c] = NOTHING;
-    }
+    if (how->saturation > 0.0)
+        recover(s, w, (float)how->saturation, p, values, weight);
 #endif
 }
 
@@ -460,13 +564,15 @@ INLINE double affine(const Scene *s, whole input, int channel, float value)
 /* What every kernel gets. */
 #define SCENE                                                                                     \
     const Window *windows, const Input *inputs, const Weighting *weightings, const double *gains, \
-        const double *offsets, const unsigned char *cells, const double *cubics,                  \
+        const double *offsets, const double *variances, const unsigned char *cells,               \
+        const double *cubics,                                                                     \
         const double *exact, const int *records, const float *pixels, const float *taps,          \
         const int *listed, const int *strips, whole x0, whole y0, whole width, whole rows,        \
         whole columns
 #define OPEN_SCENE                                                                                \
-    Scene scene = {windows, inputs,  weightings, gains, offsets, cells,  cubics, exact,  records, \
-                   pixels,  taps,    listed,     strips, x0,     y0,     width,  rows,   columns}; \
+    Scene scene = {windows, inputs, weightings, gains,  offsets, variances, cells, cubics, exact,  \
+                   records, pixels, taps,       listed, strips,  x0,        y0,    width,  rows,   \
+                   columns};                                                                       \
     const Scene *s = &scene
 
 /* Where the mask of one input covers the pixels of a step: its valid pixels, interpolated. */
@@ -504,9 +610,11 @@ KERNEL cover(whole count, whole number, SCENE, whole from_x, whole from_y, whole
 #if METHOD <= LAST
 /* ------------------------------------------------------------------------------ running combines
  *
- * `kept` has the running values of the block, the weight last, while inputs are still to come.
- * `out` has the planes of the output: channels, then coverage.
+ * `kept` has the running values of the block while inputs are still to come: channels, their
+ * variances, the weight. `out` has the planes of the output: channels, coverage, variances.
  */
+#define VALUES (CHANNELS * (1 + VARIANCE))
+
 KERNEL run(whole count, SCENE, whole is_first, whole is_last, double *kept, float *out,
            counted *samples)
 {
@@ -514,11 +622,11 @@ KERNEL run(whole count, SCENE, whole is_first, whole is_last, double *kept, floa
     EACH(i, count)
     {
         whole x = x0 + i % width, y = y0 + i / width, strip = i % width / STRIP;
-        double state[CHANNELS], seen = 0.0;
-        for (int c = 0; c < CHANNELS; c++)
+        double state[VALUES], seen = 0.0;
+        for (int c = 0; c < VALUES; c++)
             state[c] = is_first ? 0.0 : kept[c * count + i];
         if (!is_first)
-            seen = kept[CHANNELS * count + i];
+            seen = kept[VALUES * count + i];
         for (int k = strips[strip]; k < strips[strip + 1]; k++) {
             whole number = listed[k], input = windows[number].input;
             Position p;
@@ -532,16 +640,35 @@ KERNEL run(whole count, SCENE, whole is_first, whole is_last, double *kept, floa
                 if (weight < 0.0 && seen > 0.0)
                     continue;
                 if (weight > 0.0 && seen < 0.0) {
-                    for (int c = 0; c < CHANNELS; c++)
+                    for (int c = 0; c < VALUES; c++)
                         state[c] = 0.0;
                     seen = 0.0;
                 }
             }
 #endif
+#if VARIANCE
+            float shares[CHANNELS];
+            find_shares(s, number, p, values, weight, shares);
+#endif
             for (int c = 0; c < CHANNELS; c++) {
                 if (IS_NAN(values[c]))
                     continue;
                 double v = affine(s, input, c, values[c]);
+#if VARIANCE
+                double noise = variances[input * CHANNELS + c] * (double)shares[c];
+                double *spread = &state[CHANNELS + c];
+#if METHOD == MEAN || METHOD == SUM
+                *spread = *spread + weight * weight * noise;
+#elif METHOD == MIN
+                *spread = seen == 0.0 || v < state[c] ? noise : *spread;
+#elif METHOD == MAX
+                *spread = seen == 0.0 || v > state[c] ? noise : *spread;
+#elif METHOD == FIRST
+                *spread = seen == 0.0 ? noise : *spread;
+#else
+                *spread = noise;
+#endif
+#endif
 #if METHOD == MEAN || METHOD == SUM
                 state[c] = state[c] + weight * v;
 #elif METHOD == MIN
@@ -560,9 +687,9 @@ KERNEL run(whole count, SCENE, whole is_first, whole is_last, double *kept, floa
             }
         }
         if (!is_last) {
-            for (int c = 0; c < CHANNELS; c++)
+            for (int c = 0; c < VALUES; c++)
                 kept[c * count + i] = state[c];
-            kept[CHANNELS * count + i] = seen;
+            kept[VALUES * count + i] = seen;
             continue;
         }
         for (int c = 0; c < CHANNELS; c++) {
@@ -576,6 +703,15 @@ KERNEL run(whole count, SCENE, whole is_first, whole is_last, double *kept, floa
             out[c * count + i] = seen == 0.0 ? NOTHING : (float)value;
         }
         out[CHANNELS * count + i] = (float)(seen < 0.0 ? -seen : seen);
+#if VARIANCE
+        for (int c = 0; c < CHANNELS; c++) {
+            double found = state[CHANNELS + c];
+#if METHOD == MEAN
+            found = found / (seen * seen);
+#endif
+            out[(CHANNELS + 1 + c) * count + i] = seen == 0.0 ? NOTHING : (float)found;
+        }
+#endif
     }
 }
 #else
@@ -820,14 +956,62 @@ INLINE Verdict reference(const Column *column, double kappa, const float *values
 }
 #endif
 
+#if VARIANCE && METHOD == MEDIAN
+/* What the variance of a median follows from. */
+typedef struct {
+    double n, squares, slope, total, lightest, heaviest, of_heaviest;
+} Medians;
+
+INLINE void add_to_medians(Medians *m, double weight, double variance)
+{
+    int is_first = m->n == 0.0;
+    if (is_first || weight > m->heaviest) {
+        m->heaviest = weight;
+        m->of_heaviest = variance;
+    }
+    m->lightest = is_first || weight < m->lightest ? weight : m->lightest;
+    m->n += 1.0;
+    m->squares += weight * weight;
+    m->slope += weight / ROOT(variance);
+    m->total += variance;
+}
+
+#define PI 3.14159265358979323846264338327950288
+#define HALF_PI 1.57079632679489661923132169163975144
+
+/* The variance of the median of n equal normal variates over pi/(2n). */
+INLINE double few(double n)
+{
+    int is_odd = n - 2.0 * FLOOR(n / 2.0) == 1.0;
+    double c = is_odd ? 2.0 - HALF_PI + (PI - 3.0) / n : 3.0 - HALF_PI - (10.0 - 3.0 * PI) / n;
+    return n / (n + c);
+}
+
+INLINE double variance_of_median(const Medians *m)
+{
+    int are_alike = m->lightest == m->heaviest;
+    double of_many = HALF_PI * m->squares / (m->slope * m->slope);
+    if (m->n == 0.0)
+        return NO_NUMBER;
+    if (m->n <= 2.0 && are_alike)
+        return m->total / (m->n * m->n);
+    if (m->n == 2.0)
+        return m->of_heaviest;
+    return are_alike ? of_many * few(m->n) : of_many;
+}
+#endif
+
 /* Pixels `from` on of a step, `count` of them, with room for `depth` samples each: `values` by channel
- * and slot, `weights` and `sources` by slot, `sorted` and `beside` by slot for one channel.
- * `out` has, with a distance of `area`: channels, coverage, and for methods that reject the numbers of
- * samples below and above, by channel. */
+ * and slot, as are `shares` of noise, `weights` and `sources` by slot, `sorted` and `beside` by slot
+ * for one channel. `out` has, with a distance of `area`: channels, coverage, for methods that reject
+ * the numbers of samples below and above, by channel, and variances. */
+#define FIRST_VARIANCE ((METHOD == MEDIAN ? 1 : 3) * CHANNELS + 1)
+
 KERNEL stack(whole count, SCENE, whole from, whole area, whole depth, double kappa_low,
              double kappa_high, double winsor_low, double winsor_high, whole together,
              whole has_maps, whole weights_differ, float *values, double *weights, int *sources,
-             float *sorted, double *beside, float *out, counted *samples, counted *rejected)
+             float *sorted, double *beside, float *shares, float *out, counted *samples,
+             counted *rejected)
 {
     OPEN_SCENE;
     EACH(i, count)
@@ -853,6 +1037,12 @@ KERNEL stack(whole count, SCENE, whole from, whole area, whole depth, double kap
                     n = 0;
                 side = weight < 0.0 ? -1.0 : 1.0;
             }
+#endif
+#if VARIANCE
+            float noises[CHANNELS];
+            find_shares(s, number, p, taken, weight, noises);
+            for (int c = 0; c < CHANNELS; c++)
+                shares[(c * depth + n) * count + i] = noises[c];
 #endif
             int some = 0;
             for (int c = 0; c < CHANNELS; c++) {
@@ -925,6 +1115,12 @@ KERNEL stack(whole count, SCENE, whole from, whole area, whole depth, double kap
         for (int c = 0; c < CHANNELS; c++) {
             double sum = 0.0, total = 0.0;
             float below = 0.0f, above = 0.0f;
+#if VARIANCE
+            double noise_sum = 0.0;
+#endif
+#if VARIANCE && METHOD == MEDIAN
+            Medians medians = {0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0};
+#endif
             for (int k = 0; k < n; k++) {
                 float value = values[(c * depth + k) * count + i];
                 double weight = weights[k * count + i], v = (double)value;
@@ -949,6 +1145,14 @@ KERNEL stack(whole count, SCENE, whole from, whole area, whole depth, double kap
                 if ((!counts) | is_below | is_above)
                     COUNT(rejected[sources[k * count + i]], 1);
 #endif
+#if VARIANCE
+                double noise = variances[sources[k * count + i] * CHANNELS + c]
+                               * (double)shares[(c * depth + k) * count + i];
+                noise_sum += counts ? weight * weight * noise : 0.0;
+#endif
+#if VARIANCE && METHOD == MEDIAN
+                add_to_medians(&medians, weight, noise);
+#endif
                 sum += counts ? weight * v : 0.0;
                 total += counts ? weight : 0.0;
                 below += is_below ? 1.0f : 0.0f;
@@ -960,6 +1164,11 @@ KERNEL stack(whole count, SCENE, whole from, whole area, whole depth, double kap
             out[c * area + pixel] = (float)(sum / total);
             out[(CHANNELS + 1 + c) * area + pixel] = below;
             out[(2 * CHANNELS + 1 + c) * area + pixel] = above;
+#endif
+#if VARIANCE && METHOD == MEDIAN
+            out[(FIRST_VARIANCE + c) * area + pixel] = (float)variance_of_median(&medians);
+#elif VARIANCE
+            out[(FIRST_VARIANCE + c) * area + pixel] = (float)(noise_sum / (total * total));
 #endif
             coverage += total / (double)CHANNELS;
         }
