@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -97,7 +98,11 @@ def passes(job: Prepared, device: GpuPass | None) -> list[np.ndarray]:
     image = np.empty((channels, *shape), np.float32)
     coverage = np.empty(shape, np.float32)
     counts = np.empty((2 * channels, *shape), np.int16) if job.job.counts_rejected else None
-    _zmrs.run_pass_into_arrays(job.job, job.layout, image, coverage, counts=counts, device=device)
+    with tempfile.TemporaryDirectory() as folder:
+        _zmrs.run_pass_into_arrays(
+            job.job, job.layout, image, coverage, counts=counts, device=device,
+            bounds=Path(folder) / "bounds",
+        )  # fmt: skip
     return [image, coverage] + ([] if counts is None else [counts])
 
 

@@ -392,6 +392,10 @@ class Step:
         """Place and number of all exact coordinates, double precision."""
 
     @property
+    def bounds(self) -> list[int]:
+        """Places of the bounds of the samples, single precision, as large as `rect`."""
+
+    @property
     def planes(self) -> list[int]:
         """Places of the planes of the output, whose rows are as wide as the canvas."""
 

@@ -72,7 +72,6 @@ REASONS = {
     "memory_cut_to_system_limit": "the memory limit asked for is cut to what the system grants",
     "memory_limits_unknown": "no limit of the system is known, so a modest one is used",
     "memory_planned": "the memory limit is the one of the plan that was given",
-    "cpu_only": "what is asked for is computed on the CPU only",
     "gpu_host_memory": "a GPU context would take more of the memory limit than is left",
     "gpu_does_not_fit": "the GPU chunk is too small for the job",
     "gpu_out_of_memory": "smaller GPU chunks, because the GPU ran out of memory",
@@ -113,7 +112,6 @@ REASONS = {
 
 _DECIDED_ANEW = (
     "memory_",
-    "cpu_only",
     "gpu_off",
     "gpu_not_planned",
     "gpu_unavailable",

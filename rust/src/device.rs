@@ -81,13 +81,15 @@ pub struct Step {
     pixels: (usize, usize),
     /// Place and number of all exact coordinates, double precision.
     exact: (usize, usize),
+    /// Places of the bounds of the samples, single precision, as large as `rect`.
+    bounds: Vec<usize>,
     /// Places of the planes of the output, rows as wide as the canvas.
     planes: Vec<usize>,
 }
 
 impl Step {
     fn new(py: Python<'_>, step: DeviceStep) -> Self {
-        let DeviceStep { rect, is_first, is_last, loaded, mut planes } = step;
+        let DeviceStep { rect, is_first, is_last, loaded, bounds, mut planes } = step;
         let (mut pixels, mut exact) = (0, 0);
         let mut rows = Vec::with_capacity(9 * loaded.len());
         let mut exact_cells = Vec::new();
@@ -112,6 +114,7 @@ impl Step {
             exact_cells,
             pixels: (place_of(loaded.first().map(|one| one.pixels.as_ptr())), pixels),
             exact: (loaded.first().map_or(0, |one| one.exact.as_ptr() as usize), exact),
+            bounds: bounds.iter().map(|plane| plane.as_ptr() as usize).collect(),
             planes: planes.iter_mut().map(|plane| plane.as_mut_ptr() as usize).collect(),
         }
     }
@@ -127,7 +130,7 @@ pub fn describe_job<'py>(py: Python<'py>, job: &Job) -> PyResult<Bound<'py, PyDi
     told.set_item("kernel", format!("{:?}", job.kernel).to_lowercase())?;
     let (method, kappa, winsor, together) = match job.combine {
         Combine::Running(running) => (name_of(running), (0.0, 0.0), (0.0, 0.0), false),
-        Combine::Streamed(how) => ("stream", how.kappa, (0.0, 0.0), how.together),
+        Combine::Streamed(how) => ("kappa-sigma-stream", how.kappa, (0.0, 0.0), how.together),
         Combine::Stacked(how) => {
             let (name, kappa, winsor) = match how.estimator {
                 Estimator::Median => ("median", (0.0, 0.0), (0.0, 0.0)),

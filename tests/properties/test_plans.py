@@ -87,7 +87,7 @@ def check(plan: Plan, height: int) -> None:
 def test_any_machine_gets_a_plan(
     caps: Capabilities, config: dict[str, Any], shape: tuple[int, int], n: int, backend: bool
 ) -> None:
-    without = "" if backend else "cpu_only"
+    without = "" if backend else "gpu_unavailable"
     for plan in (
         phase5_plan(shape, n, config, caps, without_gpu=without),
         phase5_plan(shape, n, SimpleNamespace(**config), caps, without_gpu=without),

@@ -265,7 +265,10 @@ def test_what_is_asked_for_wins() -> None:
     plan = phase5_plan(SimpleNamespace(shape=(6000, 8000)), 20, config, DESKTOP)
     assert (plan.cpu_workers, plan.memory_bytes, plan.use_gpu) == (3, 512 * MIB, False)
     assert plan.reasons == ("workers_asked", "gpu_off", "memory_asked")
-    assert phase5_plan((60, 80), 2, config, DESKTOP, without_gpu="cpu_only").reasons == plan.reasons
+    assert (
+        phase5_plan((60, 80), 2, config, DESKTOP, without_gpu="gpu_unavailable").reasons
+        == plan.reasons
+    )
 
 
 # ----------------------------------------------------------------- who keeps a job from the GPU
@@ -275,15 +278,15 @@ FORBIDS = Plan(use_gpu=False, gpu_rows_per_chunk=9)
 
 WISHES: list[tuple[str, Plan | None, bool, str | None]] = [
     ("auto", None, True, None),
-    ("auto", None, False, "cpu_only"),
+    ("auto", None, False, "gpu_unavailable"),
     ("auto", USES, True, None),
-    ("auto", USES, False, "cpu_only"),
+    ("auto", USES, False, "gpu_unavailable"),
     ("auto", FORBIDS, True, "gpu_not_planned"),
     ("auto", FORBIDS, False, "gpu_not_planned"),
     ("on", None, True, None),
-    ("on", None, False, "cpu_only"),
+    ("on", None, False, "gpu_unavailable"),
     ("on", USES, True, None),
-    ("on", USES, False, "cpu_only"),
+    ("on", USES, False, "gpu_unavailable"),
     ("on", FORBIDS, True, "gpu_not_planned"),
     ("on", FORBIDS, False, "gpu_not_planned"),
     ("off", None, True, "gpu_off"),
@@ -298,9 +301,9 @@ def test_who_keeps_a_job_from_the_gpu(
 ) -> None:
     """The options before the plan before what this version can; only a demand may fail."""
     config = {"gpu": wish}
-    without = "" if backend else "cpu_only"
-    if wish == "on" and reason == "cpu_only":
-        with pytest.raises(UsageError, match=REASONS["cpu_only"]):
+    without = "" if backend else "gpu_unavailable"
+    if wish == "on" and reason == "gpu_unavailable":
+        with pytest.raises(UsageError, match=REASONS["gpu_unavailable"]):
             check_gpu(config, given, without_gpu=without)
     else:
         check_gpu(config, given, without_gpu=without)
@@ -311,12 +314,16 @@ def test_who_keeps_a_job_from_the_gpu(
         plan, _ = given_plan(given, config, DESKTOP, allowed, without_gpu=without)
         assert plan.gpu_rows_per_chunk == 9
     assert plan.use_gpu is (reason is None)
-    refusals = [one for one in plan.reasons if one in ("gpu_off", "gpu_not_planned", "cpu_only")]
+    refusals = [
+        one for one in plan.reasons if one in ("gpu_off", "gpu_not_planned", "gpu_unavailable")
+    ]
     assert refusals == ([reason] if reason else [])
 
 
 def test_what_an_earlier_run_decided_is_forgotten() -> None:
-    earlier = Plan(reasons=["vram_cap", "cpu_only", "gpu_off", "gpu_not_planned", "memory_asked"])
+    earlier = Plan(
+        reasons=["vram_cap", "gpu_unavailable", "gpu_off", "gpu_not_planned", "memory_asked"]
+    )
     plan, _ = given_plan(earlier, {}, DESKTOP, Allowance(GIB, "as asked"))
     assert plan.reasons == ("vram_cap", "gpu_not_planned", "memory_asked")
 
@@ -329,8 +336,8 @@ def test_the_engine_has_the_last_word() -> None:
 def test_the_global_plan() -> None:
     plan = global_plan(None, 0, None, DESKTOP)
     assert (plan.name, plan.rows_per_chunk, plan.use_gpu) == ("global", None, True)
-    assert global_plan(None, 0, None, DESKTOP, without_gpu="cpu_only").reasons[-2:] == (
-        "cpu_only", "memory_automatic",
+    assert global_plan(None, 0, None, DESKTOP, without_gpu="gpu_unavailable").reasons[-2:] == (
+        "gpu_unavailable", "memory_automatic",
     )  # fmt: skip
     low = replace(LAPTOP, gpu_vram_total_bytes=None)
     assert global_plan((10, 4000), 5, None, low).gpu_rows_per_chunk == 10

@@ -30,7 +30,7 @@ FIELDS: dict[str, Any] = {
     "gpu_max_chunk_bytes": 64 << 20,
     "two_pass_coverage_threshold": 0.0,
     "memory_bytes": 1 << 30,
-    "reasons": ("memory_asked", "cpu_only"),
+    "reasons": ("memory_asked", "gpu_unavailable"),
 }
 
 

@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from zmrs.backends.gpu import GpuPass, guarded, kernels_of, unserved
+from zmrs.backends.gpu import GpuPass, guarded, kernels_of
 from zmrs.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -61,9 +61,6 @@ class Backend:
         """
         if self.hardware is None:
             return self.reason, self.note
-        missing = next((what for job in jobs if (what := unserved(job))), "")
-        if missing:
-            return "cpu_only", f"no kernel computes {missing}"
         try:
             for job in jobs:
                 self.hardware.compile(*kernels_of(job))

@@ -31,7 +31,6 @@ __all__ = [
     "guarded",
     "kernel_text",
     "kernels_of",
-    "unserved",
 ]
 
 METHODS = (
@@ -46,6 +45,7 @@ METHODS = (
     "winsorized",
     "winsorized-reference",
     "winsor-percentile",
+    "kappa-sigma-stream",
 )
 """Combines in the order of their numbers in the kernels."""
 
@@ -53,6 +53,8 @@ log = logging.getLogger("zmrs")
 
 N_RUNNING = 6
 """The first of them, which need running values only."""
+
+_OF_ALL_SAMPLES = METHODS[N_RUNNING:-1]
 
 _TAPS = {"nearest": 1, "bilinear": 2, "bicubic": 4, "lanczos2": 4, "lanczos3": 6}
 _STRIP = 256
@@ -67,11 +69,6 @@ _ROUNDING_BYTES = 64 << 10
 
 _LEAST_SLICE = 4096
 """Pixels of a slice at least: fewer would leave most of a device idle."""
-
-
-def unserved(job: _zmrs.Job) -> str:
-    """What of a job no kernel computes, in words; nothing if all is served."""
-    return "" if _zmrs.describe_job(job)["method"] in METHODS else "combines in two sweeps"
 
 
 def kernel_text() -> str:
@@ -111,7 +108,7 @@ class GpuPass:
     hardware
         The device.
     job
-        What is computed; `unserved` says nothing against it.
+        What is computed.
     limit_bytes
         Device memory that all buffers together may take.
 
@@ -126,7 +123,7 @@ class GpuPass:
         self._hardware, self._limit_bytes = hardware, limit_bytes
         told = _zmrs.describe_job(job)
         self._channels, _, self._width = told["shape"]
-        self._n_planes, self._n_inputs = told["planes"], told["inputs"]
+        self._n_inputs = told["inputs"]
         self._method = METHODS.index(told["method"])
         self._rules = (*told["kappa"], *told["winsor"], int(told["together"]))
         self._has_maps = int(told["has_maps"])
@@ -216,24 +213,37 @@ class GpuPass:
         width, rows = x1 - x0, y1 - y0
         area = width * rows
         self._load(step)
-        if self._method < N_RUNNING:
-            running = self._channels * (1 + self._has_variance) + 1
-            kept = 0 if step.is_first and step.is_last else 8 * running * area
-            out = self._room("out", 4 * self._n_planes * area if step.is_last else 0)
-            flags = [int(step.is_first), int(step.is_last)]
-            more: list[Buffer | int | float] = [
-                *flags,
-                self._room("kept", kept),
-                out,
-                self._counters[0],
-            ]
-            self._hardware.launch("run", area, [*self._scene, *more])
-        else:
-            out = self._room("out", 4 * self._n_planes * area)
+        out = self._room("out", 4 * len(step.planes) * area if step.is_last else 0)
+        if METHODS[self._method] in _OF_ALL_SAMPLES:
             self._stack(area, out)
+        else:
+            self._run(step, area, out)
         if step.is_last:
             self._fetch(out, step, area)
         self._hardware.wait()
+
+    def _run(self, step: _zmrs.Step, area: int, out: Buffer) -> None:
+        """Bring the samples of a step into running values."""
+        n, with_variance = self._channels, self._channels * self._has_variance
+        more: list[Buffer | int | float]
+        both = [int(step.is_first), int(step.is_last)]
+        is_whole = step.is_first and step.is_last
+
+        def kept(values: int) -> Buffer:
+            return self._room("kept", 0 if is_whole else 8 * values * area)
+
+        if self._method < N_RUNNING:
+            more = [*both, kept(n + with_variance + 1), out, self._counters[0]]
+            self._hardware.launch("run", area, [*self._scene, *more])
+        elif not step.bounds:
+            more = [*map(float, self._rules[:2]), *both, kept(2 * n + 1), out]
+            self._hardware.launch("moments", area, [*self._scene, *more])
+        else:
+            bounds = self._room("bounds", 4 * area * len(step.bounds))
+            for number, place in enumerate(step.bounds):
+                self._hardware.upload(bounds, place, 4 * area, 4 * area * number)
+            more = [bounds, self._rules[4], *both, kept(3 * n + with_variance), out]
+            self._hardware.launch("within", area, [*self._scene, *more, *self._counters])
 
     def _load(self, step: _zmrs.Step) -> None:
         """Bring the windows of a step to the device, with where output pixels fall in them."""

@@ -18,7 +18,10 @@ pub struct DeviceStep<'a> {
     pub is_last: bool,
     /// Windows of the inputs, in job order; they lie one after the other.
     pub loaded: &'a [Loaded<'a>],
-    /// Rows of the band, as wide as the canvas, by plane.
+    /// Lower and upper bounds of the samples of each channel, as wide as the block; none in a sweep
+    /// that holds samples against nothing.
+    pub bounds: Vec<&'a [f32]>,
+    /// Rows of the band, as wide as the canvas, by plane; of the planes that the sweep finishes.
     pub planes: Vec<&'a mut [f32]>,
 }
 

@@ -279,6 +279,7 @@ struct DeviceRows<'a> {
     rect: Rect,
     is_first: bool,
     is_last: bool,
+    bounds: Vec<&'a mut [f32]>,
     planes: Vec<&'a mut [f32]>,
     covered: &'a mut [u8],
 }
@@ -348,11 +349,13 @@ impl Pass<'_> {
     /// The rows of `step`, for the device.
     fn device_rows<'a>(&self, step: &Step, output: &'a mut Output) -> DeviceRows<'a> {
         let rows = self.rows_of(step);
-        let len = (rows.end - rows.start) as usize * self.job.width;
+        let count = (rows.end - rows.start) as usize;
+        let (area, len) = (count * step.rect.width(), count * self.job.width);
         DeviceRows {
             rect: Rect::new(step.rect.x0..step.rect.x1, rows),
             is_first: step.is_first,
             is_last: step.is_last,
+            bounds: output.bounds.iter_mut().map(|plane| &mut plane[..area]).collect(),
             planes: output.band.planes.iter_mut().map(|plane| &mut plane[..len]).collect(),
             covered: &mut output.covered,
         }
@@ -421,8 +424,16 @@ impl Pass<'_> {
     /// Have the device compute rows, and mark where it finds the inputs.
     fn on_device(&self, rows: DeviceRows, loaded: &[Loaded], bench: &mut Bench) -> Result<()> {
         let device = self.device.expect("only with a device there are rows for it");
-        let DeviceRows { rect, is_first, is_last, planes, covered } = rows;
-        device.compute(DeviceStep { rect, is_first, is_last, loaded, planes })?;
+        let DeviceRows { rect, is_first, is_last, mut bounds, planes, covered } = rows;
+        if let Some(file) = self.bounds
+            && is_first
+        {
+            for (k, plane) in bounds.iter_mut().enumerate() {
+                file.read_rect(k, &rect, plane)?;
+            }
+        }
+        let bounds = bounds.iter().map(|plane| &**plane).collect();
+        device.compute(DeviceStep { rect, is_first, is_last, loaded, bounds, planes })?;
         let Some(marks) = self.marks else { return Ok(()) };
         for y in (rect.y0..rect.y1).step_by(coadd::ROWS) {
             let together = y..rect.y1.min(y + coadd::ROWS as i64);

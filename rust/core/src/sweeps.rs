@@ -29,7 +29,7 @@ pub struct Scratch<'a> {
 /// Make the mosaic of `job`, cut as `layout` says, with the resources of `plan`, from `start` on.
 /// `marks` receives where each input lies; `scratch` is needed by combines in two sweeps. A pass that
 /// is paused says how far it has come; samples count in its last sweep. A `device` computes the rows
-/// if there is one: of combines in one sweep.
+/// if there is one.
 pub fn run_pass(
     job: &Job,
     start: Place,
@@ -49,9 +49,6 @@ pub fn run_pass(
         )
     };
     let sweeps = job.combine.sweeps();
-    if device.is_some() && sweeps.len() > 1 {
-        return Err(Error::Argument("no device sweeps twice".to_owned()));
-    }
     let [first, second] = sweeps[..] else { return run(sweeps[0], start.row, sink, marks, None) };
     let missing = || Error::Argument("a combine in two sweeps needs a scratch file".to_owned());
     let Scratch { path, write_back } = scratch.ok_or_else(missing)?;
