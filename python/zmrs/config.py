@@ -17,7 +17,7 @@ from zmrs.memory import parse_size
 from zmrs.weight_rule import KINDS, weight_rule
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "resolve",
     "unsettled",
     "with_preset",
+    "without_effect",
 ]
 
 KERNELS = ("nearest", "bilinear", "bicubic", "lanczos2", "lanczos3")
@@ -513,6 +514,47 @@ class Options:
             object.__setattr__(self, "match_offset_limit", most)
         object.__setattr__(self, "match_gain_limits", limits)
         object.__setattr__(self, "match_sky", sky)
+
+
+_CLIPPING = ("kappa-sigma", "kappa-sigma-stream", "winsorized", "winsorized-reference")
+_LEAVING_OUT = ("kappa-sigma", "kappa-sigma-stream", "winsorized")
+
+_NEEDS: dict[str, tuple[Callable[[Options], bool], str]] = {
+    "kappa": (lambda o: o.combine in _CLIPPING, f"--combine {' or '.join(_CLIPPING)}"),
+    "winsor": (
+        lambda o: "winsor-percentile" in (o.combine, o.sds_combine if o.has_batches else ""),
+        "--combine winsor-percentile",
+    ),
+    "reject_together": (
+        lambda o: o.combine in _LEAVING_OUT,
+        f"--combine {' or '.join(_LEAVING_OUT)}",
+    ),
+    "match_gain_limits": (lambda o: o.match == "gain", "--match gain"),
+    "match_sky": (lambda o: o.match == "gain", "--match gain"),
+    "match_offset_limit": (lambda o: o.match != "none", "--match offset or gain"),
+    "two_pass_sigma": (lambda o: o.two_pass, "--two-pass"),
+    "two_pass_gain_clip": (lambda o: o.two_pass, "--two-pass"),
+    "sds_min_batch": (lambda o: o.mode == "sds" and o.batch is None, "--mode sds, no --batch"),
+    "sds_target_batch": (lambda o: o.mode == "sds" and o.batch is None, "--mode sds, no --batch"),
+    "sds_coverage": (lambda o: o.mode == "sds" and o.batch is None, "--mode sds, no --batch"),
+    "sds_combine": (lambda o: o.has_batches, "--mode sds with batches"),
+    "sds_min_coverage_keep": (lambda o: o.mode == "sds", "--mode sds"),
+    "autocrop": (lambda o: o.mode == "sds", "--mode sds"),
+    "solver_timeout": (lambda o: o.solver != "none", "--solver"),
+    "gpu_memory": (lambda o: o.gpu != "off", "--gpu auto or on"),
+}
+"""What an option needs to have an effect: a condition, and its words."""
+
+
+def without_effect(options: Options) -> list[str]:
+    """A sentence on each option that was set in vain."""
+    plain = with_preset({"preset": options.preset, "mode": options.mode})
+    return [
+        f"--{'no-' if getattr(options, name) is False else ''}{name.replace('_', '-')}"
+        f" is without effect: it needs {words}"
+        for name, (has_effect, words) in _NEEDS.items()
+        if getattr(options, name) != getattr(plain, name) and not has_effect(options)
+    ]
 
 
 OPTION_CARDS: dict[str, tuple[str, str]] = {

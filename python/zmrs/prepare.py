@@ -25,6 +25,7 @@ from zmrs import (
 )
 from zmrs.backends.choose import Backend, open_backend
 from zmrs.backends.ladder import remembered
+from zmrs.config import without_effect
 from zmrs.errors import BudgetError, InputError, UsageError
 from zmrs.events import Clock
 from zmrs.grid import Grid, input_pixel_scale_arcsec, make_grid
@@ -212,6 +213,8 @@ def prepare(
     # A peak from before this job is nobody's to plan for.
     limits.forget_peak()
     peak_before = limits.peak_resident_bytes()
+    for sentence in without_effect(options):
+        log.warning("%s", sentence)
     caps, allowed, backend = _machine(options, plan, held_bytes)
     if options.scratch is not None and not Path(options.scratch).is_dir():
         raise UsageError(f"--scratch {options.scratch}: there is no such folder; make it first.")

@@ -375,6 +375,30 @@ def test_a_flag_can_be_set_everywhere(frames: list[Path], tmp_path: Path) -> Non
 # ------------------------------------------------------------------------------- what it says
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--kappa", "2"), "--kappa is without effect: it needs --combine kappa-sigma or "),
+        (("--two-pass-sigma", "9"), "--two-pass-sigma is without effect: it needs --two-pass"),
+        (("--no-autocrop",), "--no-autocrop is without effect: it needs --mode sds"),
+        (("--match-sky", "5,60"), "--match-sky is without effect: it needs --match gain"),
+        (("--gpu", "off", "--gpu-memory", "1GiB"), "--gpu-memory is without effect: it needs "),
+        (("--kappa", "2", "--combine", "winsorized"), ""),
+        (("--kappa", "3"), ""),
+        (("--preset", "zemosaic", "--no-two-pass"), ""),
+        (("--mode", "sds", "--sds-min-batch", "2"), ""),
+    ],
+)
+def test_options_without_effect_are_named(
+    words: tuple[str, ...], said: str, frames: list[Path]
+) -> None:
+    done = run("plan", *frames, *words)
+    assert done.status == 0, done.err
+    vain = [line for line in done.remarks if "without effect" in line]
+    assert len(vain) == (1 if said else 0)
+    assert all(line.startswith(f"warning: {said}") for line in vain)
+
+
 def test_progress_as_json(frames: list[Path], tmp_path: Path) -> None:
     outcome = run("mosaic", *frames, "-o", tmp_path / "out.fits", "-q", "--progress", "json")
     events = [json.loads(line) for line in outcome.err.splitlines()]
