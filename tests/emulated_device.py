@@ -61,8 +61,12 @@ class Emulated:
         assert self.held == 0, "buffers of another pass are left"
         self.allowed.append(nbytes)
 
-    def compile(self, text: str, defines: Mapping[str, int]) -> None:
+    def compile(self, text: str, defines: Mapping[str, int], kernels: Sequence[str]) -> None:
         self._library = library(text, tuple(defines.items()))
+        assert all(hasattr(self._library, name) for name in kernels)
+
+    def warm(self) -> None:
+        pass
 
     def allocate(self, nbytes: int) -> Memory:
         if self.held + nbytes > min(self.memory_bytes, *self.allowed[-1:], 1 << 60):

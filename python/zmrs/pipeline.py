@@ -24,6 +24,7 @@ from zmrs.io import cards, output
 from zmrs.io.journal import Journal
 from zmrs.passes import Passes
 from zmrs.placing import Placed, scratch_folder
+from zmrs.plan import on_cpu
 from zmrs.prepare import (
     Prepared,
     are_matched,
@@ -122,6 +123,7 @@ def make_mosaic(
                 parent, prepared.scratch_bytes, path, size, held_bytes=journal.held_bytes()
             )
         prepared = _surveyed(_decompressed(prepared, options, listener), options, listener)
+        prepared = _as_begun(prepared, options, journal)
         journal.open(identity_of(prepared, options))
         result = _run(prepared, path, options, scratch, journal, listener)
     total_s = time.perf_counter() - began
@@ -243,7 +245,7 @@ def _run(
     tries = 0
     while True:
         try:
-            return _combined(prepared, matching, path, options, scratch, journal, listener)
+            result = _combined(prepared, matching, path, options, scratch, journal, listener)
         except DeviceError as failure:
             plan = ladder.after(
                 failure,
@@ -252,11 +254,23 @@ def _run(
                 tries,
                 demands_gpu=prepared.room.demands_gpu,
             )
+        else:
+            if tries:
+                ladder.succeeded(prepared.room.plan)
+            return result
         tries += 1
         # What the device still holds for the failed pass.
         gc.collect()
-        journal.restart()
         prepared = _replanned(prepared, plan, options)
+        journal.restart(identity_of(prepared, options))
+
+
+def _as_begun(prepared: Prepared, options: Options, journal: Journal) -> Prepared:
+    """The job on the CPU, if that is where an interrupted run has begun it."""
+    if not prepared.plan.use_gpu or prepared.room.demands_gpu or not journal.has_been_begun():
+        return prepared
+    plain = _replanned(prepared, on_cpu(prepared.room.plan, "begun_on_cpu"), options)
+    return plain if journal.would_go_on(identity_of(plain, options)) else prepared
 
 
 def _replanned(prepared: Prepared, plan: Plan, options: Options) -> Prepared:

@@ -76,6 +76,7 @@ REASONS = {
     "gpu_does_not_fit": "the GPU chunk is too small for the job",
     "gpu_out_of_memory": "smaller GPU chunks, because the GPU ran out of memory",
     "gpu_failed": "the GPU failed, so the CPU computes everything again",
+    "begun_on_cpu": "the CPU has begun what is gone on with",
     "gpu_memory_asked": "no more GPU memory than asked for",
     "gpu_off": "the GPU is not asked for",
     "gpu_not_planned": "the plan that was given does without the GPU",
@@ -120,6 +121,7 @@ _DECIDED_ANEW = (
     "gpu_out_of_memory",
     "gpu_failed",
     "gpu_memory_asked",
+    "begun_on_cpu",
 )
 """Beginnings of reasons that a plan has from the run that it was made for, not from the machine."""
 

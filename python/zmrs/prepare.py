@@ -32,7 +32,7 @@ from zmrs.grid import Grid, input_pixel_scale_arcsec, make_grid
 from zmrs.memory import Allowance, allowance
 from zmrs.mixtures import warn_of_copies, warn_of_mixtures
 from zmrs.placing import Placed, no_scratch, place
-from zmrs.plan import Plan, check_gpu, describe, given_plan, on_cpu, phase5_plan
+from zmrs.plan import REASONS, Plan, check_gpu, describe, given_plan, on_cpu, phase5_plan
 from zmrs.probe import detect_capabilities
 from zmrs.scan import LeftOut
 from zmrs.solving import find_solver, solve_frames
@@ -257,6 +257,10 @@ def prepare(
     room = _room(
         chosen, placed, options, caps, allowed, plan, peak_before, base, in_memory, without_gpu
     )
+    if options.gpu == "on" and not room.plan.use_gpu and (plan is None or plan.use_gpu):
+        reason = next(r for r in reversed(room.plan.reasons) if not r.startswith("memory_"))
+        raise UsageError(f"--gpu on: {REASONS[reason]}; use --gpu auto.")
+    room = replace(room, has_context=backend.hardware is not None)
     if selected.unmet_bytes:
         # It will refuse, and name a limit that does for everything.
         room = replace(
@@ -383,7 +387,7 @@ class Room:
     """What there is for a job: its plan, the limit, and what the process holds already.
 
     `in_memory` is whether the last pass leaves its output with the caller, `demands_gpu` whether
-    the GPU must not be given up.
+    the GPU must not be given up, `has_context` whether one was opened.
     """
 
     plan: Plan
@@ -392,6 +396,7 @@ class Room:
     planning_peak_bytes: int
     in_memory: bool
     demands_gpu: bool = False
+    has_context: bool = False
 
     def cut(
         self, whole: _zmrs.Job, batches: Sequence[sds.Batch], last: _zmrs.Job
@@ -422,7 +427,10 @@ class Room:
             return replace(self, plan=plan).cut(whole, batches, last)
         if refusals:
             worst = max(refusals, key=lambda refusal: refusal.least_bytes)
-            raise BudgetError(self.allowed.advice(str(worst)), worst.least_bytes)
+            advice = self.allowed.advice(str(worst))
+            if self.has_context and not self.demands_gpu:
+                advice += " A GPU context has taken a part of it: --gpu off does without."
+            raise BudgetError(advice, worst.least_bytes)
         *of_batches, layout = layouts
         log.info("plan=%s (memory: %s)", describe(layout.plan), self.allowed.reason)
         numbers = (batch.number for batch in batches)

@@ -1,6 +1,7 @@
 //! A device that Python drives, as the engine sees it.
 
 use std::sync::{Mutex, PoisonError};
+use std::thread;
 
 use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods};
 use pyo3::prelude::*;
@@ -13,7 +14,11 @@ use zmrs_core::job;
 use zmrs_core::reproject::Loaded;
 use zmrs_core::resample::TapTable;
 
+use crate::errors;
 use crate::job::Job;
+
+/// Stack of the threads on which Python computes.
+const STACK_BYTES: usize = 8 << 20;
 
 /// The object that computes, and what it has raised.
 pub struct Device {
@@ -32,10 +37,28 @@ impl Device {
         self.raised.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn call<T>(&self, work: impl FnOnce(&Bound<'_, PyAny>) -> PyResult<T>) -> zmrs_core::Result<T> {
-        Python::attach(|py| work(self.object.bind(py))).map_err(|raised| {
-            *self.raised.lock().unwrap_or_else(PoisonError::into_inner) = Some(raised);
+    fn call<T: Send>(
+        &self,
+        work: impl FnOnce(&Bound<'_, PyAny>) -> PyResult<T> + Send,
+    ) -> zmrs_core::Result<T> {
+        self.on_a_wide_stack(work).map_err(|raised| {
+            // What comes after the first failure follows from it.
+            let mut first = self.raised.lock().unwrap_or_else(PoisonError::into_inner);
+            first.get_or_insert(raised);
             Error::Device
+        })
+    }
+
+    /// Python, and the driver that it calls, want more stack than the engine's threads have.
+    fn on_a_wide_stack<T: Send>(
+        &self,
+        work: impl FnOnce(&Bound<'_, PyAny>) -> PyResult<T> + Send,
+    ) -> PyResult<T> {
+        thread::scope(|scope| {
+            let call = || Python::attach(|py| work(self.object.bind(py)));
+            let builder = thread::Builder::new().name("zmrs-device".to_owned());
+            let thread = builder.stack_size(STACK_BYTES).spawn_scoped(scope, call)?;
+            thread.join().unwrap_or_else(|_panic| Err(errors::panicked()))
         })
     }
 }
@@ -56,7 +79,7 @@ impl device::Device for Device {
 
     fn release(&self) {
         // Too late to fail: what was computed is there.
-        let _ = self.call(|object| object.call_method0("release").map(drop));
+        let _ = self.on_a_wide_stack(|object| object.call_method0("release").map(drop));
     }
 
     fn counts(&self) -> zmrs_core::Result<Counts> {

@@ -150,6 +150,9 @@ FORBIDDEN = {
     "zmrs.solving.child": ("zmrs.scan", "zmrs.io", "numpy", "astropy"),
     "zmrs.grid": ("zmrs.pipeline", "zmrs.cli", "zmrs.plan", "zmrs._zmrs"),
     "zmrs.finished": ("zmrs.pipeline", "zmrs.prepare", "zmrs.result", "zmrs.cli", "zmrs.api"),
+    "zmrs.backends.gpu": ("zmrs.pipeline", "zmrs.prepare", "zmrs.cli", "zmrs.plan", "cupy"),
+    "zmrs.backends.choose": ("zmrs.pipeline", "zmrs.prepare", "zmrs.cli"),
+    "zmrs.backends.ladder": ("zmrs.pipeline", "zmrs.prepare", "zmrs.cli", "cupy"),
     "zmrs.prepare": ("zmrs.pipeline", "zmrs.passes", "zmrs.result", "zmrs.cli", "zmrs.api"),
     "zmrs.pipeline": ("zmrs.cli", "zmrs.api", "zmrs.simulate", "zmrs.report", "click", "rich"),
     "zmrs.api": ("zmrs.cli", "click", "rich"),
@@ -214,8 +217,9 @@ _BYTES = re.compile(
     r"|(?<![\d.\w])[248]\s*\*\s*(?:width|height|channels|planes|area|rows|columns)\b"
 )
 # Where files are read and written their sizes matter; the simulator is no part of a job; the rows
-# of a GPU chunk follow a rule that others made.
+# of a GPU chunk follow a rule that others made, and the memory of a device is not the process's.
 _MAY_COUNT = (
+    "backends/",
     "gpu_safety.py",
     "io/output.py",
     "io/headers.py",

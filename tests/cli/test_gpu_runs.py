@@ -7,6 +7,7 @@ it, in processes of their own.
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -127,7 +128,7 @@ def test_out_of_memory_means_smaller_chunks(
 ) -> None:
     """A device that promises more than it gives."""
     out = tmp_path / "out.fits"
-    done = on_gpu(driver, "mosaic", frames, "-o", out, "--gpu-memory", "24MiB", memory=4_600_000)
+    done = on_gpu(driver, "mosaic", frames, "-o", out, "--gpu-memory", "24MiB", memory=2_000_000)
     assert done.status == 0, done.err
     tries = re.findall(
         r"the GPU ran out of memory .*; trying chunks of (\d+) MiB and (\d+) rows", done.err
@@ -238,6 +239,37 @@ def test_what_one_has_begun_the_other_does_not_finish(
     assert "starting anew: this is another job: backend was gpu, is cpu" in done.err
     assert planes(out) == planes(on_cpu["two passes"])
     assert tree(tmp_path) == {"out.fits"}
+
+
+def test_what_the_cpu_has_done_after_a_failure_is_kept(
+    frames: Path, driver: Path, on_cpu: dict[str, Path], tmp_path: Path
+) -> None:
+    """The GPU fails, the CPU takes over and is killed: the same command goes on on the CPU."""
+    out = tmp_path / "out.fits"
+    words = ("mosaic", frames, "-o", out, *JOBS["batches"], "--journal-after", 0)
+    env = clean_env(
+        PYTHONPATH=str(FAKE), LD_LIBRARY_PATH=str(driver), ZMRS_MATCH="offset",
+        FAKE_GPU_FAILS_AT="1",
+    )  # fmt: skip
+    stopped = run(*words, command=("-c", _STOPS_IN_PASS_TWO), env=env)
+    assert stopped.status == -signal.SIGKILL, stopped.err
+    assert "the CPU computes everything again" in stopped.err
+    done = on_gpu(driver, *words)
+    assert done.status == 0, done.err
+    assert "going on with an interrupted run" in done.err
+    assert backend_of(out) == "cpu"
+    assert "begun_on_cpu" in fits.getheader(out)["ZMPLAN"]
+    assert planes(out) == planes(on_cpu["batches"])
+
+
+_STOPS_IN_PASS_TWO = """
+import os, signal, sys
+from zmrs import cli, post_stack
+def stop(*args, **more):
+    os.kill(os.getpid(), signal.SIGKILL)
+post_stack._renormalise = stop
+cli.run(sys.argv[1:])
+"""
 
 
 def test_an_interrupted_run_goes_on_on_the_gpu(

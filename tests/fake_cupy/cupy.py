@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import json
 import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -66,27 +67,33 @@ class _Pointer:
         self._pool, self._array = pool, np.full(nbytes, 0xA5, np.uint8)
         self.ptr = self._array.ctypes.data
         pool.used += nbytes
-        pool.peak = max(pool.peak, pool.used)
+        pool.peak = max(pool.peak, pool.used + pool.kept)
 
     def __del__(self) -> None:
         self._pool.used -= self._array.nbytes
+        self._pool.kept += self._array.nbytes
 
 
 class MemoryPool:
+    """It keeps what is given back, and counts that, until it is told to let it go."""
+
+    pools: ClassVar[list[MemoryPool]] = []
+
     def __init__(self) -> None:
-        self.used = self.peak = 0
+        self.used = self.kept = self.peak = 0
         self._limit = _TOTAL_BYTES
+        self.pools.append(self)
 
     def set_limit(self, size: int) -> None:
         self._limit = size
 
     def malloc(self, nbytes: int) -> _Pointer:
-        if self.used + nbytes > min(self._limit, _TOTAL_BYTES):
+        if self.used + self.kept + nbytes > min(self._limit, _TOTAL_BYTES):
             raise OutOfMemoryError(f"Out of memory allocating {nbytes:,} bytes")
         return _Pointer(self, nbytes)
 
     def free_all_blocks(self) -> None:
-        pass
+        self.kept = 0
 
     def total_bytes(self) -> int:
         return self.peak
@@ -124,7 +131,10 @@ runtime = SimpleNamespace(
     getDeviceCount=_device_count,
     getDevice=lambda: 0,
     getDeviceProperties=lambda number: {"name": b"NVIDIA Fake", "totalGlobalMem": _TOTAL_BYTES},
-    memGetInfo=lambda: (_FREE_BYTES, _TOTAL_BYTES),
+    memGetInfo=lambda: (
+        _FREE_BYTES - sum(pool.used + pool.kept for pool in MemoryPool.pools),
+        _TOTAL_BYTES,
+    ),
     deviceSynchronize=lambda: None,
     memcpyAsync=_copy,
     memcpy2DAsync=_copy_rows,
@@ -133,21 +143,27 @@ runtime = SimpleNamespace(
 )
 
 
-class RawModule:
-    launched = 0
+launched = [0]
 
-    def __init__(self, code: str, options: tuple[str, ...]) -> None:
-        assert "--fmad=false" in options
-        macros = (o[2:].partition("=") for o in options if o.startswith("-D"))
-        self._library = library(code, tuple((name, int(value)) for name, _, value in macros))
+
+def _compile_using_nvrtc(text: str, options: tuple[str, ...]) -> tuple[bytes, None]:
+    assert "--fmad=false" in options
+    macros = (o[2:].partition("=") for o in options if o.startswith("-D"))
+    return json.dumps([text, [(name, int(value)) for name, _, value in macros]]).encode(), None
+
+
+class Module:
+    def load(self, code: bytes) -> None:
+        text, macros = json.loads(code)
+        self._library = library(text, tuple((name, value) for name, value in macros))
 
     def get_function(self, name: str) -> Any:
         function = getattr(self._library, name)
         function.restype = None
 
         def launch(grid: tuple[int], block: tuple[int], args: tuple[Any, ...]) -> None:
-            RawModule.launched += 1
-            if RawModule.launched == _FAILS_AT:
+            launched[0] += 1
+            if launched[0] == _FAILS_AT:
                 raise CUDARuntimeError("cudaErrorIllegalAddress: an illegal memory access")
             assert grid[0] * block[0] >= args[0] > (grid[0] - 1) * block[0]
             kinds = {np.int64: ctypes.c_longlong, np.uint64: ctypes.c_void_p}
@@ -157,6 +173,13 @@ class RawModule:
 
 
 if os.environ.get("FAKE_GPU_TELLS"):
-    atexit.register(lambda: print(f"launches: {RawModule.launched}", file=sys.stderr))
+    atexit.register(lambda: print(f"launches: {launched[0]}", file=sys.stderr))
 
-cuda = SimpleNamespace(Device=Device, Stream=Stream, MemoryPool=MemoryPool, runtime=runtime)
+cuda = SimpleNamespace(
+    Device=Device,
+    Stream=Stream,
+    MemoryPool=MemoryPool,
+    runtime=runtime,
+    compiler=SimpleNamespace(compile_using_nvrtc=_compile_using_nvrtc),
+    function=SimpleNamespace(Module=Module),
+)

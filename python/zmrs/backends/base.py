@@ -63,8 +63,11 @@ class Hardware(Protocol):
     def allow(self, nbytes: int) -> None:
         """Let buffers take no more than so much from now on; there are none."""
 
-    def compile(self, text: str, defines: Mapping[str, int]) -> None:
-        """Make the kernels of a text, with macros defined, those that `launch` finds."""
+    def compile(self, text: str, defines: Mapping[str, int], kernels: Sequence[str]) -> None:
+        """Make some kernels of a text, with macros defined: those that `launch` finds."""
+
+    def warm(self) -> None:
+        """Do a little of everything, so that what that takes of the process's memory is taken."""
 
     def allocate(self, nbytes: int) -> Buffer:
         """Memory of undefined content; it goes back when nobody holds the buffer."""

@@ -64,6 +64,7 @@ class Backend:
         try:
             for job in jobs:
                 self.hardware.compile(*kernels_of(job))
+            self.hardware.warm()
         except DeviceError as error:
             return "gpu_unavailable", str(error)
         return "", ""

@@ -27,6 +27,8 @@ _THREADS = 256
 
 _MOST_BLOCKS = 1 << 30
 
+_WARM_BYTES = 64 << 10
+
 OPTIONS = ("--fmad=false", "--prec-div=true", "--prec-sqrt=true", "--ftz=false")
 """The arithmetic of the engine: nothing fused, nothing approximate."""
 
@@ -90,8 +92,10 @@ class Cuda:
                 self._runtime.deviceSynchronize()
         name = properties["name"]
         self._name = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
-        self._module: Any = None
+        self._made: dict[tuple[Any, ...], dict[str, Any]] = {}
+        self._kernels: dict[str, Any] = {}
         self._pinned: dict[int, int] = {}
+        self._uploaded: list[NDArray[np.generic]] = []
 
     @property
     def name(self) -> str:
@@ -105,7 +109,9 @@ class Cuda:
 
     def free_bytes(self) -> int:
         """See `zmrs.backends.base.Hardware`."""
-        with _told(), self._device:
+        with _told(), self._device, self._stream:
+            # What an earlier pass has given back is kept by the pool.
+            self._pool.free_all_blocks()
             return int(self._runtime.memGetInfo()[0])
 
     def allow(self, nbytes: int) -> None:
@@ -114,16 +120,38 @@ class Cuda:
             self._pool.free_all_blocks()
             self._pool.set_limit(size=nbytes)
 
-    def compile(self, text: str, defines: Mapping[str, int]) -> None:
+    def compile(self, text: str, defines: Mapping[str, int], kernels: Sequence[str]) -> None:
         """See `zmrs.backends.base.Hardware`."""
-        macros = (f"-D{name}={value}" for name, value in defines.items())
-        with _told(), self._device:
-            self._module = self._cupy.RawModule(code=text, options=(*OPTIONS, *macros))
-            self._module.get_function("place_rows")
+        key = (text, *defines.items())
+        if key not in self._made:
+            macros = (f"-D{name}={value}" for name, value in defines.items())
+            with _told(), self._device:
+                cuda = self._cupy.cuda
+                # CuPy's own modules would flush what is subnormal to zero.
+                code, _ = cuda.compiler.compile_using_nvrtc(text, (*OPTIONS, *macros))
+                module = cuda.function.Module()
+                module.load(code)
+                self._made[key] = {name: module.get_function(name) for name in kernels}
+        self._kernels = self._made[key]
+
+    def warm(self) -> None:
+        """See `zmrs.backends.base.Hardware`."""
+        array = np.zeros(_WARM_BYTES, np.uint8)
+        self.allow(1 << 30)
+        buffer = self.allocate(array.nbytes)
+        self.upload_array(buffer, array)
+        self.wait()
+        self.pin(array.ctypes.data, array.nbytes)
+        self.upload(buffer, array.ctypes.data, array.nbytes)
+        self.download(buffer, 0, array.ctypes.data, array.nbytes, 1, array.nbytes)
+        self.wait()
+        self.unpin()
 
     def allocate(self, nbytes: int) -> Buffer:
         """See `zmrs.backends.base.Hardware`."""
         with _told(), self._device, self._stream:
+            # Blocks that are kept for later count against what is allowed.
+            self._pool.free_all_blocks()
             return _Memory(self._pool.malloc(nbytes), nbytes)
 
     def upload(self, buffer: Any, place: int, nbytes: int, at: int = 0) -> None:
@@ -135,7 +163,8 @@ class Cuda:
 
     def upload_array(self, buffer: Any, array: NDArray[np.generic], at: int = 0) -> None:
         """See `zmrs.backends.base.Hardware`."""
-        # Memory that is not pinned has been read when the call returns.
+        # It may be read later than the call returns.
+        self._uploaded.append(array)
         self.upload(buffer, array.ctypes.data, array.nbytes, at)
 
     def copy(self, target: Any, source: Any, nbytes: int) -> None:
@@ -170,7 +199,7 @@ class Cuda:
                 given.append(np.int64(argument))
         blocks = min(-(-count // _THREADS), _MOST_BLOCKS)
         with _told(), self._device, self._stream:
-            self._module.get_function(kernel)((blocks,), (_THREADS,), tuple(given))
+            self._kernels[kernel]((blocks,), (_THREADS,), tuple(given))
 
     def pin(self, place: int, nbytes: int) -> None:
         """See `zmrs.backends.base.Hardware`."""
@@ -188,13 +217,16 @@ class Cuda:
 
     def unpin(self) -> None:
         """See `zmrs.backends.base.Hardware`."""
-        with self._device:
-            for place in self._pinned:
-                with contextlib.suppress(Exception):
-                    self._runtime.hostUnregister(place)
-        self._pinned.clear()
+        places, self._pinned = list(self._pinned), {}
+        # Nothing here may hide why a pass has failed.
+        with contextlib.suppress(Exception):
+            self._stream.synchronize()
+        for place in places:
+            with contextlib.suppress(Exception), self._device:
+                self._runtime.hostUnregister(place)
 
     def wait(self) -> None:
         """See `zmrs.backends.base.Hardware`."""
         with _told():
             self._stream.synchronize()
+        self._uploaded.clear()

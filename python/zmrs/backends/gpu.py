@@ -76,16 +76,20 @@ def kernel_text() -> str:
     return resources.files("zmrs.backends").joinpath("kernels.cu").read_text("ascii")
 
 
-def kernels_of(job: _zmrs.Job) -> tuple[str, dict[str, int]]:
-    """The text of the kernels, and the macros that make those of a job of it."""
+def kernels_of(job: _zmrs.Job) -> tuple[str, dict[str, int], list[str]]:
+    """The text of the kernels, the macros that make those of a job of it, and their names."""
     told = _zmrs.describe_job(job)
-    return kernel_text(), {
+    method = told["method"]
+    macros = {
         "CHANNELS": told["shape"][0],
         "TAPS": _TAPS[told["kernel"]],
-        "METHOD": METHODS.index(told["method"]),
+        "METHOD": METHODS.index(method),
         "SATURATES": int(told["gives_way"]),
         "VARIANCE": int(told["variance"]),
     }
+    combining = ["stack"] if method in _OF_ALL_SAMPLES else ["moments", "within"]
+    combining = ["run"] if METHODS.index(method) < N_RUNNING else combining
+    return kernel_text(), macros, ["place_rows", "cover", *combining]
 
 
 @contextlib.contextmanager
@@ -247,6 +251,8 @@ class GpuPass:
 
     def _load(self, step: _zmrs.Step) -> None:
         """Bring the windows of a step to the device, with where output pixels fall in them."""
+        # It would keep buffers of the step before that are too small for this one.
+        self._scene = []
         x0, y0, x1, y1 = step.rect
         windows = step.windows
         n_windows = len(windows)
@@ -338,7 +344,6 @@ class GpuPass:
         for number, place in enumerate(step.planes):
             # Rows of the band are as wide as the canvas.
             pitch = 4 * self._width
-            self._hardware.pin(place, pitch * (y1 - y0))
             at = 4 * number * area
             self._hardware.download(out, at, place + 4 * x0, 4 * (x1 - x0), y1 - y0, pitch)
 

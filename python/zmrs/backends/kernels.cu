@@ -64,6 +64,13 @@ typedef unsigned long long counted;
 #define ENDLESS FLOAT_OF_BITS(0x7f800000u)
 #define IS_NAN(v) ((v) != (v))
 
+/* A result: processors differ in the bits of what is no number. */
+INLINE float clean(double v)
+{
+    float single = (float)v;
+    return IS_NAN(single) ? NOTHING : single;
+}
+
 /* ------------------------------------------------------------------------------------ the tables
  *
  * Every field has eight bytes, so that the host writes them as two arrays, of wholes and of doubles.
@@ -701,7 +708,7 @@ KERNEL run(whole count, SCENE, whole is_first, whole is_last, double *kept, floa
 #else
             double value = state[c];
 #endif
-            out[c * count + i] = seen == 0.0 ? NOTHING : (float)value;
+            out[c * count + i] = seen == 0.0 ? NOTHING : clean(value);
         }
         out[CHANNELS * count + i] = (float)(seen < 0.0 ? -seen : seen);
 #if VARIANCE
@@ -710,7 +717,7 @@ KERNEL run(whole count, SCENE, whole is_first, whole is_last, double *kept, floa
 #if METHOD == MEAN
             found = found / (seen * seen);
 #endif
-            out[(CHANNELS + 1 + c) * count + i] = seen == 0.0 ? NOTHING : (float)found;
+            out[(CHANNELS + 1 + c) * count + i] = seen == 0.0 ? NOTHING : clean(found);
         }
 #endif
     }
@@ -886,13 +893,13 @@ KERNEL within(whole count, SCENE, const float *bounds, whole together, whole is_
             double size = total < 0.0 ? -total : total;
             double left_out = total < 0.0 ? 0.0 : state[3 * c + 2];
             double greater = FLOOR(left_out / ABOVE);
-            out[c * count + i] = total == 0.0 ? NOTHING : (float)(sum / size);
+            out[c * count + i] = total == 0.0 ? NOTHING : clean(sum / size);
             out[(CHANNELS + 1 + c) * count + i] = (float)(left_out - greater * ABOVE);
             out[(2 * CHANNELS + 1 + c) * count + i] = (float)greater;
 #if VARIANCE
             double spread = state[3 * CHANNELS + c];
             out[(3 * CHANNELS + 1 + c) * count + i] =
-                total == 0.0 ? NOTHING : (float)(spread / (total * total));
+                total == 0.0 ? NOTHING : clean(spread / (total * total));
 #endif
             coverage += size;
         }
@@ -1344,16 +1351,16 @@ KERNEL stack(whole count, SCENE, whole from, whole area, whole depth, double kap
                 above += is_above ? 1.0f : 0.0f;
             }
 #if METHOD == MEDIAN
-            out[c * area + pixel] = (float)verdicts[c].value;
+            out[c * area + pixel] = clean(verdicts[c].value);
 #else
-            out[c * area + pixel] = (float)(sum / total);
+            out[c * area + pixel] = clean(sum / total);
             out[(CHANNELS + 1 + c) * area + pixel] = below;
             out[(2 * CHANNELS + 1 + c) * area + pixel] = above;
 #endif
 #if VARIANCE && METHOD == MEDIAN
-            out[(FIRST_VARIANCE + c) * area + pixel] = (float)variance_of_median(&medians);
+            out[(FIRST_VARIANCE + c) * area + pixel] = clean(variance_of_median(&medians));
 #elif VARIANCE
-            out[(FIRST_VARIANCE + c) * area + pixel] = (float)(noise_sum / (total * total));
+            out[(FIRST_VARIANCE + c) * area + pixel] = clean(noise_sum / (total * total));
 #endif
             coverage += total / (double)CHANNELS;
         }

@@ -15,7 +15,7 @@ from zmrs.plan import on_cpu
 if TYPE_CHECKING:
     from zmrs.plan import Plan
 
-__all__ = ["MOST_TRIES", "after", "remembered"]
+__all__ = ["MOST_TRIES", "after", "remembered", "succeeded"]
 
 log = logging.getLogger("zmrs")
 
@@ -23,7 +23,7 @@ MOST_TRIES = 3
 """How often smaller chunks are tried."""
 
 _hint: tuple[int, int] | None = None
-"""Chunk bytes and rows that the memory of the device has once sufficed for, or may."""
+"""Chunk bytes and rows with which a job was done, after larger ones had failed."""
 
 
 def remembered(plan: Plan) -> Plan:
@@ -34,6 +34,13 @@ def remembered(plan: Plan) -> Plan:
     fewer = _hint[1] if rows is None else min(rows, _hint[1])
     reasons = (*plan.reasons, "gpu_out_of_memory")
     return plan.replace(gpu_max_chunk_bytes=_hint[0], gpu_rows_per_chunk=fewer, reasons=reasons)
+
+
+def succeeded(plan: Plan) -> None:
+    """Remember that a plan did with smaller chunks."""
+    global _hint  # noqa: PLW0603  (it is of the process, as the device's memory is)
+    if plan.use_gpu and plan.gpu_max_chunk_bytes and plan.gpu_rows_per_chunk:
+        _hint = (plan.gpu_max_chunk_bytes, plan.gpu_rows_per_chunk)
 
 
 def after(failure: DeviceError, plan: Plan, ran: Plan, tries: int, *, demands_gpu: bool) -> Plan:
@@ -55,11 +62,12 @@ def after(failure: DeviceError, plan: Plan, ran: Plan, tries: int, *, demands_gp
     zmrs.errors.DeviceError
         When the GPU is demanded and no smaller chunk is left to be tried.
     """
-    global _hint  # noqa: PLW0603  (it is of the process, as the device's memory is)
+    had, ran_rows = plan.gpu_max_chunk_bytes or 0, ran.gpu_rows_per_chunk or 0
     if isinstance(failure, DeviceMemoryError) and tries < MOST_TRIES:
-        chunk, rows = shrink_after_oom(plan.gpu_max_chunk_bytes, ran.gpu_rows_per_chunk)
-        if (chunk, rows) != (plan.gpu_max_chunk_bytes, ran.gpu_rows_per_chunk):
-            _hint = (chunk, rows)
+        chunk, rows = shrink_after_oom(had, ran_rows)
+        # Its floors must not raise what is below them already.
+        chunk, rows = min(chunk, had), min(rows, ran_rows)
+        if (chunk, rows) != (had, ran_rows):
             log.warning(
                 "the GPU ran out of memory (%s); trying chunks of %.0f MiB and %d rows",
                 failure,

@@ -181,6 +181,16 @@ class Journal:
         self.goes_on = True
         log.info("%s: going on with an interrupted run", self.output)
 
+    def has_been_begun(self) -> bool:
+        """Whether an interrupted run has left a journal, of whatever job."""
+        return self.output is not None and self._resumes and (self.folder / "journal").exists()
+
+    def would_go_on(self, identity: Callable[[], Mapping[str, Any]] | None) -> bool:
+        """Whether `open` would find an interrupted run of this job."""
+        if identity is None or not self.has_been_begun():
+            return False
+        return not self._against(_read(self.folder / "journal"), identity)
+
     def _against(self, lines: list[_Line], identity: Callable[[], Mapping[str, Any]]) -> str:
         """Why an earlier run cannot be gone on with; nothing if it can."""
         if not lines:
@@ -250,15 +260,15 @@ class Journal:
         self._last_s = time.monotonic()
         self._cost_s = self._last_s - began
 
-    def restart(self) -> None:
-        """Forget all that is noted: it will be made again, from the beginning."""
+    def restart(self, identity: Callable[[], Mapping[str, Any]] | None) -> None:
+        """Forget all that is noted: it will be made from the beginning, as `identity` says."""
         self._lines.clear()
         self._pending.clear()
-        if self._file is None:
-            return
-        self._file.close()
-        kept = [line for line in _read(self.folder / "journal") if line.name in ("job", _SCRATCH)]
-        self._begin(kept)
+        self._identity = identity
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+            (self.folder / "journal").unlink(missing_ok=True)
 
     def _begin(self, lines: Iterable[_Line]) -> None:
         """Write the journal anew, with these lines."""

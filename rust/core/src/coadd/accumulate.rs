@@ -1,6 +1,6 @@
 //! One run of samples added to the running values.
 
-use super::Running;
+use super::{Running, clean};
 
 /// Photometry of a run: `gain · value + offset`, before it is weighted.
 #[derive(Clone, Copy)]
@@ -73,6 +73,6 @@ pub fn finish(combine: Running, running: &[f64], weights: &[f64], out: &mut [f32
             Running::Sum if weight < 0.0 => -state,
             _ => state,
         };
-        *target = if weight == 0.0 { f32::NAN } else { value as f32 };
+        *target = if weight == 0.0 { f32::NAN } else { clean(value) };
     }
 }

@@ -19,6 +19,14 @@ pub use tile::{Bounds, COLUMNS, Place, ROWS, Tile, TileBuffers};
 use crate::job::{Input, Job};
 use crate::resample::RUN;
 
+/// A result in single precision. Processors differ in the bits of what is no number; here it has one
+/// form.
+#[inline(always)]
+fn clean(value: f64) -> f32 {
+    let single = value as f32;
+    if single.is_nan() { f32::NAN } else { single }
+}
+
 /// How the samples of a pixel become one value.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Combine {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::estimate::{Column, LANES, Lanes, Look, Verdict};
 use super::variance::{self, Sampled};
-use super::{COLUMNS, Gather, Place, ROWS, Stacked};
+use super::{COLUMNS, Gather, Place, ROWS, Stacked, clean};
 use crate::Result;
 use crate::budget::{LeasedVec, Ledger};
 use crate::cpu::dispatched;
@@ -406,8 +406,8 @@ impl Sums {
     #[inline(always)]
     fn value(&self, verdict: &Verdict) -> Lanes {
         std::array::from_fn(|lane| match verdict {
-            Verdict::Values(values) => values[lane] as f32,
-            _ => (self.sum[lane] / self.weight[lane]) as f32,
+            Verdict::Values(values) => clean(values[lane]),
+            _ => clean(self.sum[lane] / self.weight[lane]),
         })
     }
 }

@@ -9,9 +9,9 @@
 //! always kept, also when all lie on the bounds: rounding errors are far below the last digit of the
 //! greatest.
 
-use super::Streamed;
 use super::accumulate::Affine;
 use super::variance::Noise;
+use super::{Streamed, clean};
 use crate::resample::RUN;
 
 /// Running planes of a channel in the first sweep: the mean, and the sum of squared deviations from
@@ -192,7 +192,7 @@ pub fn finish_within(
     [below, above]: [&mut [f32]; 2],
 ) {
     for i in 0..image.len() {
-        let mean = (sums[i] / totals[i].abs()) as f32;
+        let mean = clean(sums[i] / totals[i].abs());
         image[i] = if totals[i] == 0.0 { f32::NAN } else { mean };
         let counts = if totals[i] < 0.0 { 0.0 } else { rejected[i] };
         let greater = (counts / ABOVE).floor();

@@ -6,9 +6,9 @@
 
 use std::f64::consts::{FRAC_PI_2, PI};
 
-use super::Running;
 use super::accumulate::Affine;
 use super::estimate::{LANES, Lanes, Verdict};
+use super::{Running, clean};
 use crate::cpu::dispatched;
 
 /// Variances of a run of samples of one channel: those of the pixels, times the samples' shares.
@@ -77,7 +77,7 @@ dispatched! {
 fn finish_here(combine: Running, variances: &[f64], weights: &[f64], out: &mut [f32]) {
     for ((target, &state), &weight) in out.iter_mut().zip(variances).zip(weights) {
         let variance = if combine == Running::Mean { state / (weight * weight) } else { state };
-        *target = if weight == 0.0 { f32::NAN } else { variance as f32 };
+        *target = if weight == 0.0 { f32::NAN } else { clean(variance) };
     }
 }
 
@@ -113,7 +113,7 @@ pub fn of_lanes<'a>(verdict: &Verdict, samples: impl Iterator<Item = Sampled<'a>
             total[lane] += if counts { weight } else { 0.0 };
         }
     }
-    std::array::from_fn(|lane| (sum[lane] / (total[lane] * total[lane])) as f32)
+    std::array::from_fn(|lane| clean(sum[lane] / (total[lane] * total[lane])))
 }
 
 /// The variances of the weighted medians of sixteen pixels; NaN of no samples.
@@ -131,7 +131,7 @@ fn of_medians<'a>(samples: impl Iterator<Item = Sampled<'a>>) -> Lanes {
             medians.add(lane, !one.values[lane].is_nan(), one.weights[lane], variance);
         }
     }
-    std::array::from_fn(|lane| medians.variance(lane) as f32)
+    std::array::from_fn(|lane| clean(medians.variance(lane)))
 }
 
 /// What the variances of medians follow from, by lane.
