@@ -152,7 +152,7 @@ FORBIDDEN = {
     "zmrs.finished": ("zmrs.pipeline", "zmrs.prepare", "zmrs.result", "zmrs.cli", "zmrs.api"),
     "zmrs.backends.gpu": ("zmrs.pipeline", "zmrs.prepare", "zmrs.cli", "zmrs.plan", "cupy"),
     "zmrs.backends.choose": ("zmrs.pipeline", "zmrs.prepare", "zmrs.cli"),
-    "zmrs.backends.ladder": ("zmrs.pipeline", "zmrs.prepare", "zmrs.cli", "cupy"),
+    "zmrs.backends.ladder": ("zmrs.pipeline", "zmrs.prepare", "zmrs.cli", "zmrs.backends.cuda"),
     "zmrs.prepare": ("zmrs.pipeline", "zmrs.passes", "zmrs.result", "zmrs.cli", "zmrs.api"),
     "zmrs.pipeline": ("zmrs.cli", "zmrs.api", "zmrs.simulate", "zmrs.report", "click", "rich"),
     "zmrs.api": ("zmrs.cli", "click", "rich"),
