@@ -7,7 +7,7 @@ out whether there is one at all that could compute the job.
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
+import importlib.util
 import logging
 import sys
 from dataclasses import dataclass
@@ -101,8 +101,9 @@ def open_backend(asked: str, given: Plan | None, spare_bytes: int) -> Backend:
         return CPU
     if given is not None and not given.use_gpu:
         return Backend(reason="gpu_not_planned")
-    if not _has_driver():
-        return Backend(reason="gpu_unavailable", note="there is no NVIDIA driver")
+    missing = _missing()
+    if missing:
+        return Backend(reason="gpu_unavailable", note=missing)
     if spare_bytes < CONTEXT_BYTES:
         note = f"{CONTEXT_BYTES >> 20} MiB may be needed, and {max(spare_bytes, 0) >> 20} are left"
         return Backend(reason="gpu_host_memory", note=note)
@@ -116,13 +117,18 @@ def open_backend(asked: str, given: Plan | None, spare_bytes: int) -> Backend:
     return Backend(hardware)
 
 
-def _has_driver() -> bool:
-    """Whether the library of the driver is there: asking CuPy costs a second."""
+def _missing() -> str:
+    """What a GPU would need and is not here, as far as that is cheaply told; nothing if it may be.
+
+    Asking CuPy costs a second, and loading the driver some memory.
+    """
+    if importlib.util.find_spec("cupy") is None:
+        return "CuPy is not installed"
     name = _DRIVERS.get(sys.platform)
-    if name is None:
-        return False
     try:
-        ctypes.CDLL(name)
+        if name is not None:
+            ctypes.CDLL(name)
+            return ""
     except OSError:
-        return False
-    return True
+        pass
+    return "there is no NVIDIA driver"
