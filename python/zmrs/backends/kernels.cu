@@ -24,9 +24,6 @@
 #define BITS_OF_DOUBLE(v) __double_as_longlong(v)
 #define BITS_OF_FLOAT(v) __float_as_uint(v)
 #define FLOAT_OF_BITS(v) __uint_as_float(v)
-#define ROOT(v) sqrt(v)
-#define FLOOR(v) floor(v)
-#define CEIL(v) ceil(v)
 #else
 #include <math.h>
 #include <string.h>
@@ -37,9 +34,6 @@
 static inline long long BITS_OF_DOUBLE(double v) { long long bits; memcpy(&bits, &v, 8); return bits; }
 static inline unsigned BITS_OF_FLOAT(float v) { unsigned bits; memcpy(&bits, &v, 4); return bits; }
 static inline float FLOAT_OF_BITS(unsigned bits) { float v; memcpy(&v, &bits, 4); return v; }
-#define ROOT(v) sqrt(v)
-#define FLOOR(v) floor(v)
-#define CEIL(v) ceil(v)
 #endif
 
 typedef long long whole;
@@ -803,7 +797,7 @@ KERNEL moments(whole count, SCENE, double kappa_low, double kappa_high, whole is
             continue;
         }
         for (int c = 0; c < CHANNELS; c++) {
-            double sigma = ROOT(squares[c] / (number < 0.0 ? -number : number));
+            double sigma = sqrt(squares[c] / (number < 0.0 ? -number : number));
             float low = at_most(means[c] - kappa_low * sigma);
             float high = -at_most(-(means[c] + kappa_high * sigma));
             low = low > -(float)GREATEST ? low : -(float)GREATEST;
@@ -892,7 +886,7 @@ KERNEL within(whole count, SCENE, const float *bounds, whole together, whole is_
             double sum = state[3 * c], total = state[3 * c + 1];
             double size = total < 0.0 ? -total : total;
             double left_out = total < 0.0 ? 0.0 : state[3 * c + 2];
-            double greater = FLOOR(left_out / ABOVE);
+            double greater = floor(left_out / ABOVE);
             out[c * count + i] = total == 0.0 ? NOTHING : clean(sum / size);
             out[(CHANNELS + 1 + c) * count + i] = (float)(left_out - greater * ABOVE);
             out[(2 * CHANNELS + 1 + c) * count + i] = (float)greater;
@@ -1008,7 +1002,7 @@ INLINE double spread(const Column *column, int first, int past, double centre, d
         squares += off * off;
     }
     double variance = (squares - sum * sum / n) / (n > fewer ? n - fewer : n);
-    return variance < 0.0 ? 0.0 : ROOT(variance);
+    return variance < 0.0 ? 0.0 : sqrt(variance);
 }
 
 INLINE double spread_of(const Column *column, int first, int past, double centre)
@@ -1055,9 +1049,9 @@ INLINE Verdict clipped(const Column *column, double low_kappa, double high_kappa
 INLINE double quantile(const Column *column, double part)
 {
     double place = part * (double)(column->count - 1);
-    double low = (double)SORTED(column, (int)FLOOR(place));
-    double high = (double)SORTED(column, (int)CEIL(place));
-    return low + (high - low) * (place - FLOOR(place));
+    double low = (double)SORTED(column, (int)floor(place));
+    double high = (double)SORTED(column, (int)ceil(place));
+    return low + (high - low) * (place - floor(place));
 }
 #endif
 
@@ -1137,7 +1131,7 @@ INLINE Verdict reference(const Column *column, double kappa, const float *values
             squares = squares + weight * off * off;
             total = total + weight;
         }
-        double found = ROOT(squares / total);
+        double found = sqrt(squares / total);
         int settled = is_near(mean, centre) && is_near(found, sigma);
         centre = mean;
         sigma = found > LEAST_SIGMA ? found : LEAST_SIGMA;
@@ -1164,7 +1158,7 @@ INLINE void add_to_medians(Medians *m, double weight, double variance)
     m->lightest = is_first || weight < m->lightest ? weight : m->lightest;
     m->n += 1.0;
     m->squares += weight * weight;
-    m->slope += weight / ROOT(variance);
+    m->slope += weight / sqrt(variance);
     m->total += variance;
 }
 
@@ -1174,7 +1168,7 @@ INLINE void add_to_medians(Medians *m, double weight, double variance)
 /* The variance of the median of n equal normal variates over pi/(2n). */
 INLINE double few(double n)
 {
-    int is_odd = n - 2.0 * FLOOR(n / 2.0) == 1.0;
+    int is_odd = n - 2.0 * floor(n / 2.0) == 1.0;
     double c = is_odd ? 2.0 - HALF_PI + (PI - 3.0) / n : 3.0 - HALF_PI - (10.0 - 3.0 * PI) / n;
     return n / (n + c);
 }
