@@ -149,7 +149,6 @@ pub fn describe_job<'py>(py: Python<'py>, job: &Job) -> PyResult<Bound<'py, PyDi
     let job = &job.0;
     let told = PyDict::new(py);
     told.set_item("shape", (job.channels, job.height, job.width))?;
-    told.set_item("planes", job.planes())?;
     told.set_item("kernel", format!("{:?}", job.kernel).to_lowercase())?;
     let (method, kappa, winsor, together) = match job.combine {
         Combine::Running(running) => (name_of(running), (0.0, 0.0), (0.0, 0.0), false),
