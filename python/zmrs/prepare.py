@@ -257,9 +257,6 @@ def prepare(
     room = _room(
         chosen, placed, options, caps, allowed, plan, peak_before, base, in_memory, without_gpu
     )
-    if options.gpu == "on" and not room.plan.use_gpu and (plan is None or plan.use_gpu):
-        reason = next(r for r in reversed(room.plan.reasons) if not r.startswith("memory_"))
-        raise UsageError(f"--gpu on: {REASONS[reason]}; use --gpu auto.")
     room = replace(room, has_context=backend.hardware is not None)
     if selected.unmet_bytes:
         # It will refuse, and name a limit that does for everything.
@@ -459,6 +456,9 @@ def _room(
     reserved = limits.resident_bytes() + (0 if base is None else base.table_bytes)
     reserved += 0 if in_memory else _JOURNAL_BYTES * len(placed)
     peak = peak if peak > peak_before else 0
+    if options.gpu == "on" and not plan.use_gpu and (given is None or given.use_gpu):
+        reason = next(r for r in reversed(plan.reasons) if not r.startswith("memory_"))
+        raise UsageError(f"--gpu on: {REASONS[reason]}; use --gpu auto.")
     plan = remembered(plan)
     return Room(plan, allowed, reserved, peak, in_memory, demands_gpu=options.gpu == "on")
 
