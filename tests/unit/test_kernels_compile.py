@@ -28,7 +28,7 @@ def assembly(compiler: ctypes.CDLL, architecture: str, **macros: int) -> str:
     program, size = ctypes.c_void_p(), ctypes.c_size_t()
     text = kernel_text().encode()
     made = compiler.nvrtcCreateProgram(
-        ctypes.byref(program), text, b"kernels.cu", 0, None, None
+        ctypes.byref(program), text, b"pass.cu", 0, None, None
     )  # fmt: skip
     assert made == 0
     words = [*OPTIONS, f"--gpu-architecture={architecture}"]

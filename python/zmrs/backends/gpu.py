@@ -71,9 +71,10 @@ _LEAST_SLICE = 4096
 """Pixels of a slice at least: fewer would leave most of a device idle."""
 
 
-def kernel_text() -> str:
-    """The text of all kernels, which macros choose from."""
-    return resources.files("zmrs.backends").joinpath("kernels.cu").read_text("ascii")
+def kernel_text(name: str = "pass") -> str:
+    """The text of the kernels of a name, which macros choose from."""
+    files = (resources.files("zmrs.backends").joinpath(f"{part}.cu") for part in ("common", name))
+    return "\n".join(file.read_text("ascii") for file in files)
 
 
 def kernels_of(job: _zmrs.Job) -> tuple[str, dict[str, int], list[str]]:

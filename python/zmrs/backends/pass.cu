@@ -4,8 +4,7 @@
  * arithmetic of the engine and in its order: doubles for coordinates, weights and sums, singles for
  * samples, no operation fused.  So the bits are those of the engine.
  *
- * The text is C that CUDA understands too.  A C compiler makes loops of the threads, and that is how
- * it is tested where there is no device.  Of its includer it expects
+ * It follows the text of `common.cu` and expects
  *
  *   CHANNELS   planes of an image
  *   TAPS       1 nearest, 2 bilinear, 4 bicubic or Lanczos-2, 6 Lanczos-3
@@ -13,31 +12,6 @@
  *   SATURATES  1 where samples of some inputs give way to those of others, else 0
  *   VARIANCE   1 where the variance of every pixel is wanted, else 0
  */
-
-#if defined(__CUDACC__) || defined(__CUDACC_RTC__)
-#define KERNEL extern "C" __global__ void
-#define INLINE static __device__ __forceinline__
-#define EACH(i, count)                                                       \
-    for (whole i = blockIdx.x * (whole)blockDim.x + threadIdx.x; i < count;  \
-         i += gridDim.x * (whole)blockDim.x)
-#define COUNT(counter, n) atomicAdd(&(counter), (unsigned long long)(n))
-#define BITS_OF_DOUBLE(v) __double_as_longlong(v)
-#define BITS_OF_FLOAT(v) __float_as_uint(v)
-#define FLOAT_OF_BITS(v) __uint_as_float(v)
-#else
-#include <math.h>
-#include <string.h>
-#define KERNEL void
-#define INLINE static inline
-#define EACH(i, count) for (whole i = 0; i < count; i++)
-#define COUNT(counter, n) ((counter) += (unsigned long long)(n))
-static inline long long BITS_OF_DOUBLE(double v) { long long bits; memcpy(&bits, &v, 8); return bits; }
-static inline unsigned BITS_OF_FLOAT(float v) { unsigned bits; memcpy(&bits, &v, 4); return bits; }
-static inline float FLOAT_OF_BITS(unsigned bits) { float v; memcpy(&v, &bits, 4); return v; }
-#endif
-
-typedef long long whole;
-typedef unsigned long long counted;
 
 /* Methods. */
 #define MEAN 0
@@ -52,11 +26,6 @@ typedef unsigned long long counted;
 #define WINSORIZED_REFERENCE 9
 #define WINSOR_PERCENTILE 10
 #define STREAM 11
-
-#define NOTHING FLOAT_OF_BITS(0x7fc00000u)
-#define NO_NUMBER ((double)NOTHING)
-#define ENDLESS FLOAT_OF_BITS(0x7f800000u)
-#define IS_NAN(v) ((v) != (v))
 
 /* A result: processors differ in the bits of what is no number. */
 INLINE float clean(double v)
@@ -110,9 +79,6 @@ INLINE void lagrange(double u, double w[4])
     w[2] = -a * u * c / 2.0;
     w[3] = a * u * b / 6.0;
 }
-
-INLINE whole least(whole a, whole b) { return a < b ? a : b; }
-INLINE whole most(whole a, whole b) { return a > b ? a : b; }
 
 /* The first column of cells that a window may touch. */
 INLINE whole first_column(const Input *in, const Window *w, whole x0)
