@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import logging
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from zmrs import _zmrs
-from zmrs.errors import DeviceError, DeviceMemoryError, ZmrsError
+from zmrs.backends.buffers import ROUNDING_BYTES, Buffered
+from zmrs.errors import DeviceError, ZmrsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,9 +65,6 @@ _SAMPLES = {"values": 4, "weights": 8, "sources": 4, "sorted": 4, "beside": 8, "
 """Buffers of combines that hold all samples, and bytes of a sample; those of the first and the last
 are there for each channel."""
 
-_ROUNDING_BYTES = 64 << 10
-"""What buffers may take more than was asked for, all together."""
-
 _LEAST_SLICE = 4096
 """Pixels of a slice at least: fewer would leave most of a device idle."""
 
@@ -105,7 +103,7 @@ def guarded() -> Iterator[None]:
         raise DeviceError(f"{type(error).__name__}: {error}") from error
 
 
-class GpuPass:
+class GpuPass(Buffered):
     """One pass of a job, computed on a device.
 
     Parameters
@@ -125,7 +123,7 @@ class GpuPass:
     """
 
     def __init__(self, hardware: Hardware, job: _zmrs.Job, limit_bytes: int) -> None:
-        self._hardware, self._limit_bytes = hardware, limit_bytes
+        super().__init__(hardware, limit_bytes, scratch=_SAMPLES)
         told = _zmrs.describe_job(job)
         self._channels, _, self._width = told["shape"]
         self._n_inputs = told["inputs"]
@@ -133,7 +131,6 @@ class GpuPass:
         self._rules = (*told["kappa"], *told["winsor"], int(told["together"]))
         self._has_maps = int(told["has_maps"])
         self._has_variance = bool(told["variance"])
-        self._buffers: dict[str, Buffer] = {}
         hardware.compile(*kernels_of(job))
         self._put("taps", np.array(told["tap_table"], np.float32))
         zeros = np.zeros(self._n_inputs, np.uint64)
@@ -176,38 +173,6 @@ class GpuPass:
             self._hardware.wait()
             if records is not None:
                 self._records[k] = records
-
-    def _room(self, name: str, nbytes: int) -> Buffer:
-        """The buffer of a name, with room for so many bytes."""
-        found = self._buffers.get(name)
-        if found is None or found.nbytes < nbytes:
-            # First the old one goes: both may not fit.
-            found = None
-            self._buffers.pop(name, None)
-            if self._taken() + nbytes > self._limit_bytes and name not in _SAMPLES:
-                # They hold nothing from one step to the next, and take what is left.
-                for scratch in _SAMPLES:
-                    self._buffers.pop(scratch, None)
-            taken = self._taken()
-            if taken + nbytes > self._limit_bytes:
-                raise DeviceMemoryError(
-                    f"{taken + nbytes >> 20} MiB of device memory are needed, and "
-                    f"{self._limit_bytes >> 20} allowed"
-                )
-            found = self._buffers[name] = self._hardware.allocate(max(nbytes, 16))
-        return found
-
-    def _taken(self, *without: str) -> int:
-        """Bytes of all buffers, but for some."""
-        return sum(b.nbytes for name, b in self._buffers.items() if name not in without)
-
-    def _put(self, name: str, array: NDArray[Any]) -> Buffer:
-        """The buffer of a name, with an array in it."""
-        array = np.ascontiguousarray(array)
-        buffer = self._room(name, array.nbytes)
-        if array.nbytes:
-            self._hardware.upload_array(buffer, array)
-        return buffer
 
     # -------------------------------------------------------------------------------- in the pass
 
@@ -326,7 +291,7 @@ class GpuPass:
         sizes[0] *= self._channels
         sizes[-1] *= self._channels if self._has_variance else 0
         depth = max(self._depth, 1)
-        spare = self._limit_bytes - self._taken(*_SAMPLES) - _ROUNDING_BYTES
+        spare = self._limit_bytes - self._taken(*_SAMPLES) - ROUNDING_BYTES
         pixels = min(area, max(spare // (depth * sum(sizes)), _LEAST_SLICE))
         room: list[Buffer | int | float] = [
             self._room(name, size * depth * pixels)
