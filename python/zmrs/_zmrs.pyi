@@ -7,7 +7,7 @@ from typing import Any, Self, final
 from numpy import float32, float64, int16, int64, uint8, uint32
 from numpy.typing import NDArray
 
-from zmrs.backends.base import Device
+from zmrs.backends.base import CoverageDevice, Device
 
 __all__ = [
     "CoordGrid",
@@ -30,6 +30,7 @@ __all__ = [
     "blur_coverage",
     "build_info",
     "copy_planes",
+    "describe_blur",
     "describe_input",
     "describe_job",
     "fit",
@@ -402,6 +403,12 @@ class Step:
 def describe_job(job: Job) -> dict[str, Any]:
     """What determines the pixels of a job, as plain values."""
 
+def describe_blur(job: Job) -> dict[str, Any] | None:
+    """What determines the work on the coverage of a job, as plain values.
+
+    None where the job has no second pass, or one whose blur makes no sense.
+    """
+
 def describe_input(job: Job, number: int) -> dict[str, Any]:
     """What determines the samples of one input of a job, as plain values."""
 
@@ -450,10 +457,13 @@ def measure_gains(
     planes: Planes,
     marks: Marks,
     place: tuple[str | PathLike[str], int],
+    *,
+    device: CoverageDevice | None = None,
 ) -> InputGains:
     """The gains that the coverage of pass one leads to.
 
-    A plane of the canvas lies meanwhile at `place`, an existing file and a byte of it.
+    A plane of the canvas lies meanwhile at `place`, an existing file and a byte of it.  A `device`
+    blurs and counts, if there is one; what it raises stops the work and is raised here.
     """
 
 def write_depth(

@@ -1,5 +1,6 @@
 //! A device that Python drives, as the engine sees it.
 
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
@@ -7,8 +8,11 @@ use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use zmrs_core::Error;
-use zmrs_core::coadd::{Combine, Estimator, Running};
-use zmrs_core::device::{self, Counts, DeviceStep};
+use zmrs_core::coadd::{Combine, Estimator, ROWS, Running};
+use zmrs_core::coverage::gains::BINS;
+use zmrs_core::coverage::marks::{AT_ONCE, Mark};
+use zmrs_core::coverage::{Gaussian, SEGMENT_COLUMNS, SEGMENT_ROWS, Tables, WAVES};
+use zmrs_core::device::{self, Counts, CoverageRoom, DeviceStep};
 use zmrs_core::geom::{CellKind, Rect};
 use zmrs_core::job;
 use zmrs_core::reproject::Loaded;
@@ -27,7 +31,7 @@ pub struct Device {
 }
 
 impl Device {
-    /// An object with the methods of `zmrs.backends.base.Device`.
+    /// An object with the methods of `zmrs.backends.base.Device`, or of `CoverageDevice` there.
     pub fn new(object: Py<PyAny>) -> Self {
         Self { object, raised: Mutex::new(None) }
     }
@@ -84,6 +88,45 @@ impl device::Device for Device {
 
     fn counts(&self) -> zmrs_core::Result<Counts> {
         self.call(|object| object.call_method0("counts")?.extract())
+    }
+}
+
+impl device::CoverageDevice for Device {
+    fn room(&self) -> zmrs_core::Result<CoverageRoom> {
+        self.call(|object| {
+            let (map_rows, inputs, rows, marks) = object.call_method0("room")?.extract()?;
+            Ok(CoverageRoom { map_rows, inputs, rows, marks })
+        })
+    }
+
+    fn put(&self, first: i64, rows: &[f32]) -> zmrs_core::Result<()> {
+        let rows = (rows.as_ptr() as usize, rows.len());
+        self.call(|object| object.call_method1("put", (first, rows)).map(drop))
+    }
+
+    fn scales(&self, rows: Range<usize>, out: &mut [f32]) -> zmrs_core::Result<()> {
+        let place = out.as_mut_ptr() as usize;
+        self.call(|object| object.call_method1("scales", (rows.start, rows.end, place)).map(drop))
+    }
+
+    fn begin(&self, inputs: Range<usize>, bins: Option<&[[u32; 2]]>) -> zmrs_core::Result<()> {
+        let bins = bins.map(|bins| bins.as_ptr() as usize);
+        self.call(|object| object.call_method1("begin", (inputs.start, inputs.end, bins)).map(drop))
+    }
+
+    fn count(&self, first: usize, rows: &[f32], marks: &[Mark]) -> zmrs_core::Result<()> {
+        let rows = (rows.as_ptr() as usize, rows.len());
+        let marks = (marks.as_ptr() as usize, marks.len());
+        self.call(|object| object.call_method1("count", (first, rows, marks)).map(drop))
+    }
+
+    fn counted(&self, counts: &mut [u32], least: &mut [u32]) -> zmrs_core::Result<()> {
+        let (counts, least) = (counts.as_mut_ptr() as usize, least.as_mut_ptr() as usize);
+        self.call(|object| object.call_method1("counted", (counts, least)).map(drop))
+    }
+
+    fn release(&self) {
+        device::Device::release(self);
     }
 }
 
@@ -191,6 +234,36 @@ fn name_of(running: Running) -> &'static str {
 
 fn has_map(input: &job::Input) -> bool {
     input.weight_map.is_some() || input.weighting.feather_px > 0.0
+}
+
+/// What determines the work on the coverage of a job, as plain values: what a device is told before
+/// it. Nothing where the job has no second pass, or one whose blur makes no sense: it is refused where
+/// it begins.
+#[pyfunction]
+pub fn describe_blur<'py>(py: Python<'py>, job: &Job) -> PyResult<Option<Bound<'py, PyDict>>> {
+    let job = &job.0;
+    let Some(rules) = job.two_pass else { return Ok(None) };
+    let Ok(gaussian) = Gaussian::new(rules.sigma_px) else { return Ok(None) };
+    let (form, table) = match gaussian.tables() {
+        Tables::Nothing => ("nothing", Vec::new()),
+        Tables::Taps(taps) => ("taps", taps.to_vec()),
+        Tables::Waves { steps, around } => {
+            let values = steps.as_flattened().iter().chain(around.as_flattened().as_flattened());
+            ("waves", values.copied().collect())
+        }
+    };
+    let told = PyDict::new(py);
+    told.set_item("shape", (job.height, job.width))?;
+    told.set_item("inputs", job.inputs.len())?;
+    told.set_item("threshold", rules.threshold)?;
+    told.set_item("radius", gaussian.radius())?;
+    told.set_item("form", form)?;
+    told.set_item("table", table.into_pyarray(py))?;
+    told.set_item("waves", WAVES)?;
+    told.set_item("segment", (SEGMENT_ROWS, SEGMENT_COLUMNS))?;
+    told.set_item("bins", BINS)?;
+    told.set_item("task", (ROWS, AT_ONCE))?;
+    Ok(Some(told))
 }
 
 /// What determines the samples of one input of a job, as plain values.

@@ -13,10 +13,12 @@ use zmrs_core::coverage::keep;
 use zmrs_core::coverage::marks;
 use zmrs_core::coverage::percentile;
 use zmrs_core::coverage::planes::{self, FilePlanes, MemoryPlanes};
+use zmrs_core::device::CoverageDevice;
 use zmrs_core::sink::Target;
 use zmrs_core::source::SharedBytes;
 
 use crate::arrays::SharedArray;
+use crate::device::Device;
 use crate::job::Job;
 use crate::pass::Layout;
 use crate::{errors, gate};
@@ -76,8 +78,9 @@ pub struct InputGains {
 }
 
 /// The gains that the coverage of pass one leads to. `place` is where a plane of the canvas may lie
-/// meanwhile, in an existing file.
+/// meanwhile, in an existing file. A `device` blurs and counts, if there is one.
 #[pyfunction]
+#[pyo3(signature = (job, layout, planes, marks, place, *, device=None))]
 pub fn measure_gains(
     py: Python<'_>,
     job: &Job,
@@ -85,15 +88,20 @@ pub fn measure_gains(
     planes: &Planes,
     marks: &Marks,
     place: (PathBuf, u64),
+    device: Option<Py<PyAny>>,
 ) -> PyResult<InputGains> {
     let shape = (job.0.height, job.0.width);
     let Some(rules) = job.0.two_pass else {
         return Err(PyValueError::new_err("the job has no second pass"));
     };
+    let device = device.map(Device::new);
     let found = work(py, layout, |means| {
         let inputs = job.0.inputs.len();
-        gains::measure(&*planes.0, shape, &marks.0, inputs, &rules, &place, means)
-    })?;
+        let driven = device.as_ref().map(|device| device as &dyn CoverageDevice);
+        gains::measure(&*planes.0, shape, &marks.0, inputs, &rules, &place, means, driven)
+    });
+    // What has stopped it says more than that something has.
+    let found = found.map_err(|e| device.and_then(Device::raised).unwrap_or(e))?;
     let gains::Gains { gains, scales } = found;
     Ok(InputGains { gains, scales })
 }

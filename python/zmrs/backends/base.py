@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from zmrs import _zmrs
 
-__all__ = ["Buffer", "Device", "Hardware"]
+__all__ = ["Buffer", "CoverageDevice", "Device", "Hardware"]
 
 
 class Device(Protocol):
@@ -36,6 +36,52 @@ class Device(Protocol):
 
     def release(self) -> None:
         """The buffers of the engine are about to go; no address is good any more."""
+
+
+class CoverageDevice(Protocol):
+    """Does the work on the coverage between two passes: first the scale map, then the counts.
+
+    The engine calls it from threads of its own, never from two at once.  Rows and marks are given
+    as their address and their number, of values of single precision and of four unsigned numbers
+    of 32 bits (input, row, first column, past the last one).
+    """
+
+    def room(self) -> tuple[int, int, int, int]:
+        """What it does at once, at most.
+
+        Rows of the map that it computes; inputs whose scales it counts, rows of the map in which it
+        does, marks in these.
+        """
+
+    def put(self, first: int, rows: tuple[int, int]) -> None:
+        """Take the next rows of the coverage, with zeros for what is not valid.
+
+        The first of all is as far above the plane as the blur looks; beyond its edges the plane
+        goes on as its mirror image.
+        """
+
+    def scales(self, first: int, past: int, place: int) -> None:
+        """Compute the next rows of the map, of one segment, to an address: float32, NaN for none.
+
+        All that they look at has been put there.
+        """
+
+    def begin(self, first: int, past: int, bins: int | None) -> None:
+        """Count nothing yet, of inputs `first` to `past`.
+
+        `bins` is None when scales are counted by their leading bins; else it is the address of two
+        32-bit numbers for each input: of scales in the first of these bins the trailing ones are
+        counted, of those in the second, if it is another one, the least key is sought.
+        """
+
+    def count(self, first: int, rows: tuple[int, int], marks: tuple[int, int]) -> None:
+        """Count the scales under marks, which lie in rows of the map from `first` on."""
+
+    def counted(self, counts: int, least: int) -> None:
+        """Write counts (inputs, bins + 1) and least keys (inputs) to addresses: uint32."""
+
+    def release(self) -> None:
+        """The buffers that it was given until now are about to go."""
 
 
 class Buffer(Protocol):

@@ -4,7 +4,10 @@
 //! the workers do with the windows of a step is done by the device, all of it at once, while they load
 //! the next one.
 
+use std::ops::Range;
+
 use crate::Result;
+use crate::coverage::marks::Mark;
 use crate::geom::Rect;
 use crate::reproject::Loaded;
 
@@ -42,3 +45,51 @@ pub trait Device: Sync {
     /// The buffers of the pass are about to go.
     fn release(&self);
 }
+
+/// How much of the work on the coverage a device does at once, at most.
+#[derive(Clone, Copy, Debug)]
+pub struct CoverageRoom {
+    /// Rows of the scale map that it computes.
+    pub map_rows: usize,
+    /// Inputs whose scales it counts.
+    pub inputs: usize,
+    /// Rows of the map in which it does.
+    pub rows: usize,
+    /// Marks in these.
+    pub marks: usize,
+}
+
+/// Who does the work on the coverage between the passes in the workers' place: first it computes the
+/// scale map, from top to bottom, then it counts scales for the medians of the inputs.
+///
+/// It is called from one thread at a time.
+pub trait CoverageDevice: Sync {
+    /// What it does at once.
+    fn room(&self) -> Result<CoverageRoom>;
+
+    /// The next rows of the coverage, with zeros for what is not valid. The first of all is as far
+    /// above the plane as the blur looks; beyond its edges the plane goes on as its mirror image.
+    fn put(&self, first: i64, rows: &[f32]) -> Result<()>;
+
+    /// The next rows of the scale map, all of one segment. What they look at has been put there, and
+    /// no more than a band of [`CoverageRoom::map_rows`] rows looks at.
+    fn scales(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()>;
+
+    /// Count nothing yet, of a batch of inputs: by the leading bins of scales, or for each input by the
+    /// trailing ones of scales in the first of two bins, where it has these; of those in the second,
+    /// if it is another one, the least key is sought.
+    fn begin(&self, inputs: Range<usize>, bins: Option<&[[u32; 2]]>) -> Result<()>;
+
+    /// Count the scales under marks, which lie in rows of the map from `first` on; those of inputs
+    /// outside the batch do not count.
+    fn count(&self, first: usize, rows: &[f32], marks: &[Mark]) -> Result<()>;
+
+    /// What has been counted, by input and then by bin, and the least key of each input.
+    fn counted(&self, counts: &mut [u32], least: &mut [u32]) -> Result<()>;
+
+    /// The buffers that it was given until now are about to go.
+    fn release(&self);
+}
+
+/// The bins of an input of which nothing is counted.
+pub const NO_BINS: [u32; 2] = [u32::MAX; 2];

@@ -173,7 +173,7 @@ impl<'a> Blur<'a> {
     }
 
     /// A row of the endless plane, with zeros for what is not valid.
-    fn read(&self, y: i64, row: &mut [f32]) -> Result<()> {
+    pub(super) fn read(&self, y: i64, row: &mut [f32]) -> Result<()> {
         let row = &mut row[..self.width];
         self.source.read(mirrored(y, self.height), row)?;
         clean(row);

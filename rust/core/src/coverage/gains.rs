@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::marks::{Group, Mark, MarkBuffer, Marks};
+use super::on_device::{self, OnDevice};
 use super::planes::{Planes, as_bytes_mut};
 use super::select::locate;
 use super::{Blur, BlurSpace, Gaussian, RowSource, SEGMENT_ROWS};
@@ -16,6 +17,7 @@ use crate::budget::{LeasedVec, Ledger};
 use crate::cancel::CancelToken;
 use crate::coadd::ROWS;
 use crate::cpu::dispatched;
+use crate::device::CoverageDevice;
 use crate::parallel;
 use crate::sink::Target;
 use crate::source::read_exact_at;
@@ -23,6 +25,9 @@ use crate::{Error, Result};
 
 /// Bounds of the scale map.
 const SCALES: (f32, f32) = (0.5, 2.0);
+
+/// The range of no scales at all.
+pub(super) const NO_SCALES: (f32, f32) = (f32::INFINITY, f32::NEG_INFINITY);
 
 /// Coverage below this is taken for it when it divides.
 const LEAST_COVERAGE: f32 = 1.19e-7;
@@ -32,7 +37,7 @@ const LEAST_PIXELS: u64 = 64;
 const LEAST_PART: f64 = 0.001;
 
 /// The floats of [`SCALES`] are this many, and one more: twelve leading bits and twelve trailing.
-const BINS: usize = 1 << 12;
+pub const BINS: usize = 1 << 12;
 
 /// How gains follow from coverage.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -74,7 +79,7 @@ pub fn least_bytes(width: usize, sigma_px: f64) -> Result<u64> {
 }
 
 /// Coverage rows of finished planes, the last of them.
-struct Coverage<'a>(&'a dyn Planes);
+pub(super) struct Coverage<'a>(pub &'a dyn Planes);
 
 impl RowSource for Coverage<'_> {
     fn read(&self, y: usize, row: &mut [f32]) -> Result<()> {
@@ -84,6 +89,8 @@ impl RowSource for Coverage<'_> {
 
 /// Measure the gains of `inputs` inputs whose masks `marks` has, given the finished planes of
 /// pass one. `place` is where the scale map may lie: a plane that pass two will write over.
+///
+/// With a `device` that blurs and counts in the workers' place; the bits are the same.
 pub fn measure(
     planes: &dyn Planes,
     shape: (usize, usize),
@@ -92,19 +99,32 @@ pub fn measure(
     rules: &Rules,
     place: &Target,
     means: &Means,
+    device: Option<&dyn CoverageDevice>,
 ) -> Result<Gains> {
     let map = ScaleMap::open(place, shape)?;
-    let scales = map.fill(planes, rules, means)?;
+    let scales = match device {
+        None => map.fill(planes, rules, means)?,
+        Some(device) => on_device::fill(&map, planes, rules, means, device)?,
+    };
     let tasks = tasks(marks);
     let mut gains = Gains { scales, ..Gains::default() };
     // As many inputs at once as there is memory for their histograms.
     let none = SweepSpace::bytes(shape.1, 0);
     let each = SweepSpace::bytes(shape.1, 1) - none;
-    let room = means.bytes.saturating_sub(none) / each;
-    let at_once = (room as usize).clamp(1, inputs.max(1));
+    let room = (means.bytes.saturating_sub(none) / each) as usize;
+    let room = device.map_or(Ok(room), |device| Ok(device.room()?.inputs.min(room)))?;
+    let at_once = room.clamp(1, inputs.max(1));
     for first in (0..inputs).step_by(at_once) {
         let batch = first..inputs.min(first + at_once);
-        map.medians(marks, &tasks, batch, rules, means, &mut gains)?;
+        let found = match device {
+            None => medians(&mut Crew::new(&map, marks, &tasks, batch, means)?, rules)?,
+            Some(device) => {
+                let room = SweepSpace::bytes(shape.1, batch.len());
+                let spare = means.bytes.saturating_sub(room);
+                medians(&mut OnDevice::new(&map, marks, batch, means, spare, device)?, rules)?
+            }
+        };
+        gains.gains.extend(found);
     }
     Ok(gains)
 }
@@ -155,11 +175,11 @@ pub(super) fn tasks(marks: &Marks) -> Vec<Task> {
 }
 
 /// The scale map in a file: NaN where a pixel does not count.
-struct ScaleMap<'a> {
+pub(super) struct ScaleMap<'a> {
     place: &'a Target,
     file: std::fs::File,
-    height: usize,
-    width: usize,
+    pub(super) height: usize,
+    pub(super) width: usize,
 }
 
 /// What a worker that fills the map owns.
@@ -182,7 +202,7 @@ struct SweepSpace {
     tally: Tally,
 }
 
-/// What a worker counts, for each input of a batch.
+/// What is counted for each input of a batch.
 struct Tally {
     counts: LeasedVec<u32>,
     masked: LeasedVec<u64>,
@@ -213,10 +233,64 @@ impl SweepSpace {
 
 /// Where the two middle values of an input's scales lie.
 #[derive(Clone, Copy)]
-struct Middle {
+pub(super) struct Middle {
     ranks: [u64; 2],
-    bins: [usize; 2],
+    pub(super) bins: [usize; 2],
     before: u64,
+}
+
+/// Counts the scales of a batch of inputs, in two sweeps over their marks and the map.
+pub(super) trait Counting {
+    /// How many inputs there are.
+    fn inputs(&self) -> usize;
+
+    /// The first sweep: scales by their leading bins, and the pixels that the masks cover.
+    fn by_leading_bins(&mut self) -> Result<()>;
+
+    /// The second one: of inputs that have a median, scales in its first bin by their trailing bins,
+    /// and the least key in the second bin, where that is another one.
+    fn within(&mut self, middles: &[Option<Middle>]) -> Result<()>;
+
+    /// Pixels that the mask of an input covers.
+    fn masked(&self, input: usize) -> u64;
+
+    /// What the last sweep has counted of an input in a bin.
+    fn count(&self, input: usize, bin: usize) -> u64;
+
+    /// The least key that the second sweep has found of an input.
+    fn least(&self, input: usize) -> u32;
+}
+
+/// The gains of a batch of inputs.
+fn medians(counting: &mut impl Counting, rules: &Rules) -> Result<Vec<f64>> {
+    let bins = 0..=BINS;
+    counting.by_leading_bins()?;
+    let middle = |k: usize| {
+        let used = bins.clone().map(|bin| counting.count(k, bin)).sum();
+        enough(counting.masked(k), used).then(|| {
+            let ranks = [(used - 1) / 2, used / 2];
+            let counts = || bins.clone().map(|bin| counting.count(k, bin));
+            let [(first, before), (second, _)] = ranks.map(|rank| locate(counts(), rank));
+            Middle { ranks, bins: [first, second], before }
+        })
+    };
+    let middles: Vec<_> = (0..counting.inputs()).map(middle).collect();
+    counting.within(&middles)?;
+    let gain = |(k, middle): (usize, Option<Middle>)| {
+        middle.map_or(1.0, |middle| {
+            let [low, high] = [0, 1].map(|i| {
+                if middle.bins[i] != middle.bins[0] {
+                    return scale_of(counting.least(k) as usize);
+                }
+                let counts = bins.clone().map(|bin| counting.count(k, bin));
+                let (low, _) = locate(counts, middle.ranks[i] - middle.before);
+                scale_of(middle.bins[0] * BINS + low)
+            });
+            let median = f64::midpoint(f64::from(low), f64::from(high));
+            median.clamp(rules.clip.0, rules.clip.1)
+        })
+    };
+    Ok(middles.into_iter().enumerate().map(gain).collect())
 }
 
 impl<'a> ScaleMap<'a> {
@@ -242,7 +316,7 @@ impl<'a> ScaleMap<'a> {
             Ok(MapSpace {
                 blur: BlurSpace::new(self.width, &gaussian, means.ledger)?,
                 row: means.ledger.zeroed(self.width)?,
-                scales: (f32::INFINITY, f32::NEG_INFINITY),
+                scales: NO_SCALES,
             })
         };
         let mut crew = (0..workers).map(|_| space()).collect::<Result<Vec<_>>>()?;
@@ -252,105 +326,68 @@ impl<'a> ScaleMap<'a> {
             let MapSpace { blur: buffers, row, scales } = space;
             blur.segment(segment, buffers, &mut |y, coverage, mean| {
                 scale_row(coverage, mean, rules.threshold, row);
-                extremes(row, scales);
-                crate::sink::write_all_at(&self.file, as_bytes_mut(row), self.at(y))
-                    .map_err(|e| Error::writing(&self.place.0, &e))
+                self.write(y, row, scales)
             })
         })?;
-        let low = crew.iter().map(|space| space.scales.0).fold(f32::INFINITY, f32::min);
-        let high = crew.iter().map(|space| space.scales.1).fold(f32::NEG_INFINITY, f32::max);
-        Ok((low, high))
+        Ok(together(crew.iter().map(|space| space.scales)))
     }
 
-    fn read(&self, y: Range<usize>, rows: &mut [f32]) -> Result<()> {
+    /// Write rows from `y` on, and extend a range of scales over them.
+    pub(super) fn write(&self, y: usize, rows: &mut [f32], scales: &mut (f32, f32)) -> Result<()> {
+        extremes(rows, scales);
+        crate::sink::write_all_at(&self.file, as_bytes_mut(rows), self.at(y))
+            .map_err(|e| Error::writing(&self.place.0, &e))
+    }
+
+    pub(super) fn read(&self, y: Range<usize>, rows: &mut [f32]) -> Result<()> {
         let rows = &mut rows[..y.len() * self.width];
         read_exact_at(&self.file, as_bytes_mut(rows), self.at(y.start))
             .map_err(|e| Error::reading(&self.place.0, &e))
     }
+}
 
-    /// The gains of some inputs: two sweeps over their marks and the map.
-    fn medians(
-        &self,
-        marks: &Marks,
-        tasks: &[Task],
+/// The range that holds all of some.
+pub(super) fn together(ranges: impl Iterator<Item = (f32, f32)>) -> (f32, f32) {
+    ranges.fold(NO_SCALES, |(low, high), range| (low.min(range.0), high.max(range.1)))
+}
+
+/// The workers, counting scales.
+struct Crew<'a> {
+    map: &'a ScaleMap<'a>,
+    marks: &'a Marks,
+    tasks: &'a [Task],
+    batch: Range<usize>,
+    means: &'a Means<'a>,
+    spaces: Vec<SweepSpace>,
+}
+
+impl<'a> Crew<'a> {
+    fn new(
+        map: &'a ScaleMap,
+        marks: &'a Marks,
+        tasks: &'a [Task],
         batch: Range<usize>,
-        rules: &Rules,
-        means: &Means,
-        gains: &mut Gains,
-    ) -> Result<()> {
-        let affordable = means.bytes / SweepSpace::bytes(self.width, batch.len());
+        means: &'a Means,
+    ) -> Result<Self> {
+        let affordable = means.bytes / SweepSpace::bytes(map.width, batch.len());
         let workers = means.workers.min(affordable as usize).max(1);
-        let space = |_| SweepSpace::new(self.width, batch.len(), means.ledger);
-        let mut crew = (0..workers).map(space).collect::<Result<Vec<_>>>()?;
-
-        self.sweep(marks, tasks, &batch, means, &mut crew, &|tally, k, mark, scales| {
-            tally.masked[k] += u64::from(mark.x1 - mark.x0);
-            count(scales, tally.of(k), |key| Some(key / BINS));
-        })?;
-        let sum = |crew: &[SweepSpace], k: usize, bin: usize| -> u64 {
-            crew.iter().map(|space| u64::from(space.tally.counts[k * (BINS + 1) + bin])).sum()
-        };
-        let mut middles = Vec::with_capacity(batch.len());
-        for k in 0..batch.len() {
-            let masked = crew.iter().map(|space| space.tally.masked[k]).sum();
-            let used = (0..=BINS).map(|bin| sum(&crew, k, bin)).sum();
-            middles.push(enough(masked, used).then(|| {
-                let ranks = [(used - 1) / 2, used / 2];
-                let find = |rank| locate((0..=BINS).map(|bin| sum(&crew, k, bin)), rank);
-                let [(first, before), (second, _)] = ranks.map(find);
-                Middle { ranks, bins: [first, second], before }
-            }));
-        }
-        for space in &mut crew {
-            space.tally.counts.fill(0);
-            space.tally.least.fill(u32::MAX);
-        }
-        self.sweep(marks, tasks, &batch, means, &mut crew, &|tally, k, _, scales| {
-            let Some(Middle { bins: [first, second], .. }) = middles[k] else { return };
-            count(scales, tally.of(k), |key| (key / BINS == first).then_some(key % BINS));
-            if second != first {
-                let keys = scales.iter().filter_map(|&scale| key_of(scale));
-                let least = keys.filter(|key| key / BINS == second).min();
-                tally.least[k] = tally.least[k].min(least.map_or(u32::MAX, |key| key as u32));
-            }
-        })?;
-        for (k, middle) in middles.iter().enumerate() {
-            gains.gains.push(middle.map_or(1.0, |middle| {
-                let [low, high] = [0, 1].map(|i| {
-                    if middle.bins[i] != middle.bins[0] {
-                        let least = crew.iter().map(|space| space.tally.least[k]).min();
-                        return scale_of(least.unwrap_or(0) as usize);
-                    }
-                    let counts = (0..=BINS).map(|bin| sum(&crew, k, bin));
-                    let (low, _) = locate(counts, middle.ranks[i] - middle.before);
-                    scale_of(middle.bins[0] * BINS + low)
-                });
-                let median = f64::midpoint(f64::from(low), f64::from(high));
-                median.clamp(rules.clip.0, rules.clip.1)
-            }));
-        }
-        Ok(())
+        let space = |_| SweepSpace::new(map.width, batch.len(), means.ledger);
+        let spaces = (0..workers).map(space).collect::<Result<Vec<_>>>()?;
+        Ok(Self { map, marks, tasks, batch, means, spaces })
     }
 
-    /// Show every mark of a batch of inputs, with the scales under it, to `look`.
-    fn sweep(
-        &self,
-        marks: &Marks,
-        tasks: &[Task],
-        batch: &Range<usize>,
-        means: &Means,
-        crew: &mut [SweepSpace],
-        look: &(impl Fn(&mut Tally, usize, &Mark, &[f32]) + Sync),
-    ) -> Result<()> {
-        parallel::run(crew, tasks.iter().collect(), |(rows, groups), space| {
+    /// Show every mark of the batch, with the scales under it, to `look`.
+    fn sweep(&mut self, look: &(impl Fn(&mut Tally, usize, &Mark, &[f32]) + Sync)) -> Result<()> {
+        let Self { map, marks, tasks, batch, means, spaces } = self;
+        parallel::run(spaces, tasks.iter().collect(), |(rows, groups), space| {
             means.cancel.check()?;
             let SweepSpace { rows: lines, marks: buffer, tally } = space;
-            self.read(rows.clone(), lines)?;
+            map.read(rows.clone(), lines)?;
             for group in groups {
                 for mark in buffer.read(group, marks)? {
                     let input = mark.input as usize;
                     if batch.contains(&input) {
-                        let line = &lines[(mark.y as usize - rows.start) * self.width..];
+                        let line = &lines[(mark.y as usize - rows.start) * map.width..];
                         let scales = &line[mark.x0 as usize..mark.x1 as usize];
                         look(tally, input - batch.start, mark, scales);
                     }
@@ -359,6 +396,48 @@ impl<'a> ScaleMap<'a> {
             Ok(())
         })?;
         Ok(())
+    }
+}
+
+impl Counting for Crew<'_> {
+    fn inputs(&self) -> usize {
+        self.batch.len()
+    }
+
+    fn by_leading_bins(&mut self) -> Result<()> {
+        self.sweep(&|tally, k, mark, scales| {
+            tally.masked[k] += u64::from(mark.x1 - mark.x0);
+            count(scales, tally.of(k), |key| Some(key / BINS));
+        })
+    }
+
+    fn within(&mut self, middles: &[Option<Middle>]) -> Result<()> {
+        for space in &mut self.spaces {
+            space.tally.counts.fill(0);
+            space.tally.least.fill(u32::MAX);
+        }
+        self.sweep(&|tally, k, _, scales| {
+            let Some(Middle { bins: [first, second], .. }) = middles[k] else { return };
+            count(scales, tally.of(k), |key| (key / BINS == first).then_some(key % BINS));
+            if second != first {
+                let keys = scales.iter().filter_map(|&scale| key_of(scale));
+                let least = keys.filter(|key| key / BINS == second).min();
+                tally.least[k] = tally.least[k].min(least.map_or(u32::MAX, |key| key as u32));
+            }
+        })
+    }
+
+    fn masked(&self, input: usize) -> u64 {
+        self.spaces.iter().map(|space| space.tally.masked[input]).sum()
+    }
+
+    fn count(&self, input: usize, bin: usize) -> u64 {
+        let at = input * (BINS + 1) + bin;
+        self.spaces.iter().map(|space| u64::from(space.tally.counts[at])).sum()
+    }
+
+    fn least(&self, input: usize) -> u32 {
+        self.spaces.iter().map(|space| space.tally.least[input]).min().unwrap_or(0)
     }
 }
 

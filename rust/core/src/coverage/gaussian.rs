@@ -107,6 +107,36 @@ impl Gaussian {
     pub fn radius(&self) -> usize {
         self.radius
     }
+
+    /// What a device needs to filter as the workers do.
+    pub fn tables(&self) -> Tables<'_> {
+        match &self.form {
+            Form::Nothing => Tables::Nothing,
+            Form::Taps(taps) => Tables::Taps(taps),
+            Form::Waves(waves) => {
+                let [cosines, sines] = waves.back;
+                Tables::Waves {
+                    steps: Box::new([waves.turn, waves.outer, waves.inner, cosines, sines]),
+                    around: &waves.around[..=self.radius],
+                }
+            }
+        }
+    }
+}
+
+/// The numbers behind a Gaussian.
+pub enum Tables<'a> {
+    /// It has no neighbours.
+    Nothing,
+    /// Weights for m = 0…r.
+    Taps(&'a [f64]),
+    /// Of each cosine.
+    Waves {
+        /// `turn`, `outer` and `inner` of [`Waves`], and the two of `back`.
+        steps: Box<[[f64; WAVES]; 5]>,
+        /// Its amplitude times cosine and sine, for m = 0…r.
+        around: &'a [[[f64; WAVES]; 2]],
+    },
 }
 
 // The functions below come from `libm`, not from the platform's library, whose last digits differ.

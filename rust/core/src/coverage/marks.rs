@@ -19,7 +19,7 @@ use crate::{Error, Result};
 pub const LEAST_MASK: f32 = 1e-3;
 
 /// Marks that are written at once.
-const AT_ONCE: usize = 4096;
+pub const AT_ONCE: usize = 4096;
 
 /// A run of output pixels, x0 to x1 of row y, that the mask of an input covers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,8 +43,10 @@ unsafe impl Zero for Mark {}
 pub struct Group {
     /// Rows that they lie in.
     pub rows: Range<usize>,
-    at: u64,
-    len: usize,
+    /// Byte of the file at which they begin.
+    pub(super) at: u64,
+    /// How many they are: at most [`AT_ONCE`].
+    pub(super) len: usize,
 }
 
 /// The marks of a pass.
@@ -105,6 +107,12 @@ impl Marks {
         let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner).1.clone();
         groups.sort_by_key(|group| (group.rows.start, group.rows.end, group.at));
         groups
+    }
+
+    /// Read a group of marks into the beginning of `marks`.
+    pub(super) fn read(&self, group: &Group, marks: &mut [Mark]) -> Result<()> {
+        read_exact_at(&self.file, as_bytes_mut(&mut marks[..group.len]), group.at)
+            .map_err(|e| Error::reading(&self.path, &e))
     }
 
     fn append(&self, rows: Range<usize>, marks: &mut [Mark]) -> Result<()> {
@@ -212,9 +220,7 @@ impl MarkBuffer {
 
     /// The marks of a group, read back.
     pub fn read(&mut self, group: &Group, file: &Marks) -> Result<&[Mark]> {
-        let marks = &mut self.marks[..group.len];
-        read_exact_at(&file.file, as_bytes_mut(marks), group.at)
-            .map_err(|e| Error::reading(&file.path, &e))?;
-        Ok(marks)
+        file.read(group, &mut self.marks)?;
+        Ok(&self.marks[..group.len])
     }
 }

@@ -12,9 +12,10 @@ pub mod keep;
 mod luminance;
 pub mod marks;
 pub mod merge;
+mod on_device;
 pub mod percentile;
 pub mod planes;
 mod select;
 
 pub use blur::{Blur, BlurSpace, Emit, RowSource, SEGMENT_COLUMNS, SEGMENT_ROWS};
-pub use gaussian::Gaussian;
+pub use gaussian::{Gaussian, Tables, WAVES};
