@@ -260,7 +260,9 @@ def _measured(
         counts = _zmrs.Planes.in_files(prepared.grid.width, [(first.depth_at, 0)])
         clock.lap("depth")
     assert scales_at is not None
-    found = _zmrs.measure_gains(job, layout, counts, first.marks, scales_at)
+    found = _zmrs.measure_gains(
+        job, layout, counts, first.marks, scales_at, device=prepared.coverage_for(job, layout)
+    )
     clock.lap("gains")
     percentile = _zmrs.luminance_percentile(job, layout, first.planes, PERCENTILE)
     clock.lap("percentile")

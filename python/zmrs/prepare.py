@@ -42,7 +42,7 @@ from zmrs.weights import are_counts, warn_of_unknown, weighed
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from zmrs.backends.base import Device
+    from zmrs.backends.base import CoverageDevice, Device
     from zmrs.config import Options
     from zmrs.events import Event
     from zmrs.finished import Finished
@@ -162,6 +162,10 @@ class Prepared:
     def device_for(self, job: _zmrs.Job, layout: _zmrs.Layout) -> Device | None:
         """What computes a pass in the place of the engine's workers; None for those."""
         return self.backend.device_for(job, layout.plan)
+
+    def coverage_for(self, job: _zmrs.Job, layout: _zmrs.Layout) -> CoverageDevice | None:
+        """What does the work on the coverage in the workers' place; None for those."""
+        return self.backend.coverage_for(job, layout.plan)
 
 
 def prepare(

@@ -151,6 +151,8 @@ FORBIDDEN = {
     "zmrs.grid": ("zmrs.pipeline", "zmrs.cli", "zmrs.plan", "zmrs._zmrs"),
     "zmrs.finished": ("zmrs.pipeline", "zmrs.prepare", "zmrs.result", "zmrs.cli", "zmrs.api"),
     "zmrs.backends.gpu": ("zmrs.pipeline", "zmrs.prepare", "zmrs.cli", "zmrs.plan", "cupy"),
+    "zmrs.backends.coverage": ("zmrs.pipeline", "zmrs.prepare", "zmrs.cli", "zmrs.plan", "cupy"),
+    "zmrs.backends.buffers": ("zmrs.pipeline", "zmrs.plan", "zmrs._zmrs", "cupy"),
     "zmrs.backends.choose": ("zmrs.pipeline", "zmrs.prepare", "zmrs.cli"),
     "zmrs.backends.ladder": ("zmrs.pipeline", "zmrs.prepare", "zmrs.cli", "zmrs.backends.cuda"),
     "zmrs.prepare": ("zmrs.pipeline", "zmrs.passes", "zmrs.result", "zmrs.cli", "zmrs.api"),

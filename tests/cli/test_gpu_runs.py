@@ -160,8 +160,13 @@ def test_a_failure_in_the_middle(
     """Wherever it is: also in the second pass, and while the journal is written."""
     counted = on_gpu(driver, "mosaic", frames, "-o", tmp_path / "0.fits", *JOBS[job], tells=1)
     last = int(counted.err.rpartition("launches: ")[2])
+    (line,) = re.findall(r"kernels: (.*)", counted.err)
+    kernels = line.split()
+    assert len(kernels) == last
+    # Of the work on the coverage: the map, and the counts.
+    between = [1 + kernels.index(name) for name in ("rows_scale", "count_leading", "count_within")]
     seen = set()
-    for number in (1, 2, last // 2, last - 1, last, last + 1):
+    for number in (1, 2, last // 2, *between, last - 1, last, last + 1):
         out = tmp_path / f"{number}.fits"
         words = (*JOBS[job], "--journal-after", 0 if number % 2 else 30)
         done = on_gpu(driver, "mosaic", frames, "-o", out, *words, fails_at=number)
@@ -172,7 +177,9 @@ def test_a_failure_in_the_middle(
         assert done.err.count("the CPU computes everything again") == int(failed)
         asked = done.err.find("[TwoPass] plan")
         at = done.err.find("the GPU failed")
-        seen.add("never" if not failed else "second" if -1 < asked < at else "first")
+        stage = "never" if not failed else "second" if -1 < asked < at else "first"
+        assert number not in between or stage == "second"
+        seen.add(stage)
     assert seen == {"first", "second", "never"}
     assert not [name for name in tree(tmp_path) if not name.endswith(".fits")]
 

@@ -2,8 +2,8 @@
 
 Environment: ``FAKE_GPU_MEMORY`` is the memory of the device in bytes, ``FAKE_GPU_FREE`` what it
 says is free of that, ``FAKE_GPU_FAILS_AT`` the number of the launch that fails, counted from 1;
-``FAKE_GPU_DEVICES`` how many devices there are; with ``FAKE_GPU_TELLS`` it says at the end how many
-launches there were.
+``FAKE_GPU_DEVICES`` how many devices there are; with ``FAKE_GPU_TELLS`` it says at the end which
+kernels were launched, and how many that were.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ runtime = SimpleNamespace(
 )
 
 
-launched = [0]
+launched: list[str] = []
 
 
 def _compile_using_nvrtc(text: str, options: tuple[str, ...]) -> tuple[bytes, None]:
@@ -162,8 +162,8 @@ class Module:
         function.restype = None
 
         def launch(grid: tuple[int], block: tuple[int], args: tuple[Any, ...]) -> None:
-            launched[0] += 1
-            if launched[0] == _FAILS_AT:
+            launched.append(name)
+            if len(launched) == _FAILS_AT:
                 raise CUDARuntimeError("cudaErrorIllegalAddress: an illegal memory access")
             assert grid[0] * block[0] >= args[0] > (grid[0] - 1) * block[0]
             kinds = {np.int64: ctypes.c_longlong, np.uint64: ctypes.c_void_p}
@@ -173,7 +173,8 @@ class Module:
 
 
 if os.environ.get("FAKE_GPU_TELLS"):
-    atexit.register(lambda: print(f"launches: {launched[0]}", file=sys.stderr))
+    told = "kernels: {}\nlaunches: {}"
+    atexit.register(lambda: print(told.format(" ".join(launched), len(launched)), file=sys.stderr))
 
 cuda = SimpleNamespace(
     Device=Device,

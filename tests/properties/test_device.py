@@ -16,11 +16,10 @@ from astropy.io import fits
 
 import sky
 from emulated_device import Emulated
-from kernel_library import COMPILER
 from zmrs import _zmrs
 from zmrs.backends.gpu import METHODS, GpuPass
 from zmrs.config import KERNELS, Options
-from zmrs.errors import DeviceError, DeviceMemoryError
+from zmrs.errors import DeviceMemoryError
 from zmrs.prepare import Prepared, prepare
 from zmrs.simulate import make_frame_wcs
 
@@ -28,28 +27,6 @@ SHAPE = (230, 1300)
 ANGLES = (0.0, 2.7, 90.0, 137.0, -178.5, 45.0)
 LEVEL = 20_000.0
 GIB = 1 << 30
-
-
-def _cuda() -> Any:
-    from zmrs.backends.cuda import Cuda
-
-    try:
-        return Cuda()
-    except DeviceError as error:
-        pytest.skip(f"NOT RUN: there is no CUDA device ({error})")
-
-
-def _emulated() -> Emulated:
-    if COMPILER is None:
-        pytest.skip("NOT RUN: there is no C compiler for the kernels")
-    return Emulated()
-
-
-@pytest.fixture(params=[_emulated, pytest.param(_cuda, marks=pytest.mark.gpu)])
-def hardware(request: pytest.FixtureRequest) -> Any:
-    found = request.param()
-    found.allow(GIB)
-    return found
 
 
 def frames(channels: int, layers: int = 1) -> list[sky.Tile]:

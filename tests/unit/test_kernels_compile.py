@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from zmrs.backends.coverage import FORMS
 from zmrs.backends.cuda import OPTIONS
 from zmrs.backends.gpu import METHODS, N_RUNNING, kernel_text
 
@@ -23,12 +24,12 @@ def compiler() -> ctypes.CDLL:
     pytest.skip("NOT RUN: CUDA's run-time compiler is not installed (extra dev)")
 
 
-def assembly(compiler: ctypes.CDLL, architecture: str, **macros: int) -> str:
-    """What becomes of the kernels."""
+def assembly(compiler: ctypes.CDLL, architecture: str, name: str = "pass", **macros: int) -> str:
+    """What becomes of the kernels of a name."""
     program, size = ctypes.c_void_p(), ctypes.c_size_t()
-    text = kernel_text().encode()
+    text = kernel_text(name).encode()
     made = compiler.nvrtcCreateProgram(
-        ctypes.byref(program), text, b"pass.cu", 0, None, None
+        ctypes.byref(program), text, f"{name}.cu".encode(), 0, None, None
     )  # fmt: skip
     assert made == 0
     words = [*OPTIONS, f"--gpu-architecture={architecture}"]
@@ -47,9 +48,9 @@ def assembly(compiler: ctypes.CDLL, architecture: str, **macros: int) -> str:
     return ptx.value.decode()
 
 
-def assert_rounds_as_the_engine(ptx: str) -> None:
+def assert_rounds_as_the_engine(ptx: str, quotients: str = "f64") -> None:
     assert not re.search(r"\bfma\.|\bdiv\.approx|\bdiv\.full|\bsqrt\.approx|\.ftz\b", ptx)
-    assert re.search(r"div\.rn\.f64", ptx)
+    assert re.search(rf"\bdiv\.rn\.{quotients}\b", ptx)
 
 
 _SOME = [
@@ -77,3 +78,19 @@ def test_other_generations_too(compiler: ctypes.CDLL) -> None:
     for architecture in ("compute_60", "compute_90", "compute_100"):
         macros = {"CHANNELS": 3, "TAPS": 6, "METHOD": 7, "SATURATES": 1, "VARIANCE": 1}
         assert_rounds_as_the_engine(assembly(compiler, architecture, **macros))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("architecture", ["compute_60", "compute_75", "compute_90", "compute_100"])
+def test_those_of_the_coverage(form: str, architecture: str, compiler: ctypes.CDLL) -> None:
+    macros = {"FORM": FORMS.index(form), "WAVES": 8, "SEGMENT": 1024, "BINS": 4096}
+    ptx = assembly(compiler, architecture, "coverage", **macros)
+    filtering = {"nothing": set(), "taps": {"columns_filter"}}
+    filtering["waves"] = {"columns_begin", "columns_filter"}
+    entries = set(re.findall(r"\.entry (\w+)", ptx))
+    assert entries == {"rows_scale", "set_all", "count_leading", "count_within"} | filtering[form]
+    # Without a blur the quotient of two singles is one, rounded the same either way.
+    assert_rounds_as_the_engine(ptx, "f32" if form == "nothing" else "f64")
+    # The states of the recurrences are in registers.
+    assert ".local" not in ptx
+    assert "atom" in ptx or "red." in ptx

@@ -13,6 +13,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from zmrs.backends.coverage import GpuCoverage, coverage_kernels_of, room_for_coverage
 from zmrs.backends.gpu import GpuPass, guarded, kernels_of
 from zmrs.errors import DeviceError
 
@@ -64,6 +65,9 @@ class Backend:
         try:
             for job in jobs:
                 self.hardware.compile(*kernels_of(job))
+                of_coverage = coverage_kernels_of(job)
+                if of_coverage is not None:
+                    self.hardware.compile(*of_coverage)
             self.hardware.warm()
         except DeviceError as error:
             return "gpu_unavailable", str(error)
@@ -73,13 +77,34 @@ class Backend:
         """What computes a pass of a job with a plan; None is the engine's workers."""
         if self.hardware is None or not plan.use_gpu:
             return None
-        assert plan.gpu_max_chunk_bytes is not None
         with guarded():
-            # Others may have taken some since it was planned.
-            free = int(_FREE_PART * self.hardware.free_bytes())
-            limit = min(plan.gpu_max_chunk_bytes, free)
-            self.hardware.allow(limit)
-            return GpuPass(self.hardware, job, limit)
+            return GpuPass(self.hardware, job, self._granted(self.hardware, plan))
+
+    def coverage_for(self, job: _zmrs.Job, plan: Plan) -> GpuCoverage | None:
+        """What does the work on the coverage between the passes; None is the engine's workers.
+
+        They do it too where the device has too little memory for it: the bits are the same.
+        """
+        if self.hardware is None or not plan.use_gpu:
+            return None
+        with guarded():
+            limit = self._granted(self.hardware, plan)
+            if room_for_coverage(job, limit) is None:
+                log.debug(
+                    "%.0f MiB of the GPU are too few for the coverage; the CPU blurs it",
+                    limit / 2**20,
+                )
+                return None
+            return GpuCoverage(self.hardware, job, limit)
+
+    def _granted(self, hardware: Hardware, plan: Plan) -> int:
+        """Device memory that a pass may take, and no buffer will exceed."""
+        assert plan.gpu_max_chunk_bytes is not None
+        # Others may have taken some since it was planned.
+        free = int(_FREE_PART * hardware.free_bytes())
+        limit = min(plan.gpu_max_chunk_bytes, free)
+        hardware.allow(limit)
+        return limit
 
 
 CPU = Backend(reason="gpu_off")

@@ -11,6 +11,8 @@
     for (whole i = blockIdx.x * (whole)blockDim.x + threadIdx.x; i < count;  \
          i += gridDim.x * (whole)blockDim.x)
 #define COUNT(counter, n) atomicAdd(&(counter), (unsigned long long)(n))
+#define COUNT32(counter, n) atomicAdd(&(counter), (unsigned)(n))
+#define LEAST32(least, v) atomicMin(&(least), (unsigned)(v))
 #define BITS_OF_DOUBLE(v) __double_as_longlong(v)
 #define BITS_OF_FLOAT(v) __float_as_uint(v)
 #define FLOAT_OF_BITS(v) __uint_as_float(v)
@@ -21,6 +23,8 @@
 #define INLINE static inline
 #define EACH(i, count) for (whole i = 0; i < count; i++)
 #define COUNT(counter, n) ((counter) += (unsigned long long)(n))
+#define COUNT32(counter, n) ((counter) += (unsigned)(n))
+#define LEAST32(least, v) ((least) = (unsigned)(v) < (least) ? (unsigned)(v) : (least))
 static inline long long BITS_OF_DOUBLE(double v) { long long bits; memcpy(&bits, &v, 8); return bits; }
 static inline unsigned BITS_OF_FLOAT(float v) { unsigned bits; memcpy(&bits, &v, 4); return bits; }
 static inline float FLOAT_OF_BITS(unsigned bits) { float v; memcpy(&v, &bits, 4); return v; }
