@@ -34,14 +34,17 @@ def same_pixels(hardware: gpu.Cuda, edge: int) -> list[str]:
     return [*lines, "", f"within {PROMISED:g}: {'NO: ' + '; '.join(broken) if broken else 'yes'}"]
 
 
-def kernels(edge: int, n: int) -> list[str]:
+def kernels(edge: int, n: int, work: Path | None) -> list[str]:
     """Kernels with resident data against the bandwidth of the device."""
     hardware = gpu.Stopwatch()
     hardware.allow(64 << 30)
     bandwidth = gpu.copy_bandwidth(hardware)
     rows = []
-    for kernel in ("nearest", "bilinear", "bicubic", "lanczos3"):
-        found = gpu.throughput(hardware, kernel, edge, n, rounds=5)
+    combining = ("nearest", "bilinear", "bicubic", "lanczos3")
+    all_found = [gpu.throughput(hardware, kernel, edge, n, rounds=5) for kernel in combining]
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        all_found.append(gpu.decoding(hardware, Path(folder), edge, n, rounds=5))
+    for found in all_found:
         rate = found.moved_bytes / found.seconds
         rows.append(
             [
@@ -98,7 +101,7 @@ def main() -> int:
     edge, n = (120, 3) if given.small else (2048, 36)
     print(f"{hardware.name}; {machine()}\n")
     print("\n".join(same_pixels(hardware, 120 if given.small else 600)), "\n")
-    print("\n".join(kernels(edge, n)), "\n")
+    print("\n".join(kernels(edge, n, given.work)), "\n")
     with tempfile.TemporaryDirectory(dir=given.work) as work:
         tiles = Tiles(2 if given.small else 6, edge)
         folder = tiles.make(Path(work))

@@ -19,6 +19,7 @@ from zmrs.prepare import Prepared, prepare
 MIB = 1 << 20
 SCALE_ARCSEC = 1.0
 CENTER = (150.0, 30.0)
+CLIPPING = ("kappa-sigma", "winsorized", "winsorized-reference", "kappa-sigma-stream")
 
 
 class Stopwatch(Cuda):
@@ -127,14 +128,15 @@ def agreements(hardware: Cuda, edge: int) -> list[Agreement]:
         tiles = frames((edge, edge * 5 // 4), 9, channels)
         asked = [(kernel, "mean") for kernel in KERNELS] + [("bilinear", m) for m in METHODS[1:]]
         for kernel, method in asked:
-            options = Options(
-                kernel=kernel, combine=method, kappa=(1.5, 1.5), match="none", gpu="off"
-            )
+            clips: dict[str, Any] = {"kappa": (1.5, 1.5)} if method in CLIPPING else {}
+            options = Options(kernel=kernel, combine=method, match="none", gpu="off", **clips)
             job = prepare(tiles, options, in_memory=True)
             hardware.allow(1 << 30)
             device = GpuPass(hardware, job.job, 1 << 30)
+            plan = job.layout.plan.replace(use_gpu=True, gpu_max_chunk_bytes=1 << 30)
+            cut = replace(job, layout=_zmrs.fit(job.job, plan, 0, 0, 0, True))
             words = f"{kernel}, {method}, {channels} channel{'s' if channels > 1 else ''}"
-            found.append(compare(words, passes(job, None), passes(job, device)))
+            found.append(compare(words, passes(job, None), passes(cut, device)))
     return found
 
 
@@ -175,33 +177,53 @@ class Throughput:
 
 
 def throughput(hardware: Stopwatch, kernel: str, edge: int, n: int, rounds: int) -> Throughput:
-    """A step that holds everything, again and again."""
+    """Combining in a step that holds everything, again and again."""
     tiles = frames((edge, edge), n, 1, sip_strength=0.0)
-    options = Options(kernel=kernel, match="none", gpu="off")
-    job = prepare(tiles, options, in_memory=True)
+    job = prepare(tiles, Options(kernel=kernel, match="none", gpu="off"), in_memory=True)
+    held = _again(hardware, job, rounds, on_gpu=False)
     height, width = job.grid.shape
-    plan = replace_plan(job, height)
-    layout = _zmrs.fit(job.job, plan, 0, 0, 0, True)
-    limit = 64 << 30
-    hardware.allow(limit)
-    device = GpuPass(hardware, job.job, limit)
-    job = replace(job, layout=layout)
-    hardware.seconds.clear()
-    for _ in range(rounds):
-        passes(job, device)
-    held = {name: buffer.nbytes for name, buffer in device._buffers.items()}
-    moved = held["pixels"] + held["cubics"] + held["out"]
     return Throughput(
         f"{kernel}, {n} frames of {edge} x {edge} onto {width} x {height}",
-        layout.samples,
-        moved,
+        job.layout.samples,
+        held["pixels"] + held["cubics"] + held["out"],
         min(hardware.seconds["run"]),
     )
 
 
-def replace_plan(job: Prepared, rows: int) -> Any:
-    """A plan that takes the whole output in one band."""
-    return job.plan.replace(rows_per_chunk=rows, max_chunk_bytes=None, memory_bytes=1 << 40)
+def decoding(hardware: Stopwatch, folder: Path, edge: int, n: int, rounds: int) -> Throughput:
+    """Decoding what files of 16-bit counts hold, into single precision."""
+    from astropy.io import fits
+
+    for k, (image, wcs) in enumerate(frames((edge, edge), n, 1, sip_strength=0.0)):
+        counts = np.nan_to_num(image).astype(np.uint16)
+        fits.PrimaryHDU(counts, wcs.to_header()).writeto(folder / f"{k}.fits", overwrite=True)
+    job = prepare(sorted(folder.glob("*.fits")), Options(match="none", gpu="off"), in_memory=True)
+    held = _again(hardware, job, rounds, on_gpu=True)
+    return Throughput(
+        f"decoding, {n} files of 16-bit counts, {edge} x {edge}",
+        held["pixels"] // 4,
+        held["stored"] + held["pixels"],
+        min(hardware.seconds["decode"]),
+    )
+
+
+def _again(hardware: Stopwatch, job: Prepared, rounds: int, *, on_gpu: bool) -> dict[str, int]:
+    """Run a pass in one band so many times; the bytes of its buffers.
+
+    With `on_gpu` the device decodes the windows, otherwise the workers do.
+    """
+    limit = 64 << 30
+    plan = job.plan.replace(
+        rows_per_chunk=job.grid.height, max_chunk_bytes=None, memory_bytes=1 << 40,
+        use_gpu=on_gpu, gpu_max_chunk_bytes=limit,
+    )  # fmt: skip
+    layout = _zmrs.fit(job.job, plan, 0, 0, 0, True)
+    hardware.allow(limit)
+    device = GpuPass(hardware, job.job, limit)
+    hardware.seconds.clear()
+    for _ in range(rounds):
+        passes(replace(job, layout=layout), device)
+    return {name: buffer.nbytes for name, buffer in device._buffers.items()}
 
 
 # --------------------------------------------------------------------------- whole runs, and others

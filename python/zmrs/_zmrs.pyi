@@ -374,10 +374,12 @@ class Step:
     def is_last(self) -> bool: ...
     @property
     def windows(self) -> NDArray[int64]:
-        """A row a window, in job order, of nine numbers.
+        """A row a window, in job order, of ten numbers.
 
         Input, first and past the last output column that it serves, x0, y0, x1, y1 of its pixels,
-        where they begin among all, where its exact coordinates do.
+        where they begin among all, where its exact coordinates do, and whether it holds its samples
+        as they are stored, as far as the frame goes, plane after plane, each from a whole
+        single-precision value on.
         """
 
     @property
@@ -386,7 +388,7 @@ class Step:
 
     @property
     def pixels(self) -> tuple[int, int]:
-        """Place and number of all pixels, single precision."""
+        """Place and number of all single-precision values that the windows take."""
 
     @property
     def exact(self) -> tuple[int, int]:

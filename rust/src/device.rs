@@ -17,12 +17,17 @@ use zmrs_core::geom::{CellKind, Rect};
 use zmrs_core::job;
 use zmrs_core::reproject::Loaded;
 use zmrs_core::resample::TapTable;
+use zmrs_core::source::{Encoding, Source};
+use zmrs_core::weights::MapKind;
 
 use crate::errors;
 use crate::job::Job;
 
 /// Stack of the threads on which Python computes.
 const STACK_BYTES: usize = 8 << 20;
+
+/// Numbers that say what a window is.
+const COLUMNS: usize = 10;
 
 /// The object that computes, and what it has raised.
 pub struct Device {
@@ -139,11 +144,13 @@ pub struct Step {
     is_first: bool,
     is_last: bool,
     /// A row a window, in job order: input, first and past the last output column that it serves,
-    /// x0, y0, x1, y1 of its pixels, where they begin among all, where its exact coordinates do.
+    /// x0, y0, x1, y1 of its pixels, where they begin among all, where its exact coordinates do, and
+    /// whether it holds its samples as they are stored, as far as the frame goes, plane after plane,
+    /// each from a whole single-precision value on.
     windows: Py<PyArray2<i64>>,
     /// Cells of exact coordinates, for windows that have some: window, and their numbers in order.
     exact_cells: Vec<(usize, Py<PyArray1<u32>>)>,
-    /// Place and number of all pixels, single precision.
+    /// Place and number of all single-precision values that the windows take.
     pixels: (usize, usize),
     /// Place and number of all exact coordinates, double precision.
     exact: (usize, usize),
@@ -157,13 +164,13 @@ impl Step {
     fn new(py: Python<'_>, step: DeviceStep) -> Self {
         let DeviceStep { rect, is_first, is_last, loaded, bounds, mut planes } = step;
         let (mut pixels, mut exact) = (0, 0);
-        let mut rows = Vec::with_capacity(9 * loaded.len());
+        let mut rows = Vec::with_capacity(COLUMNS * loaded.len());
         let mut exact_cells = Vec::new();
         for (number, Loaded { window, pixels: mine, exact: records }) in loaded.iter().enumerate() {
             let (rect, out_x) = (window.rect, &window.out_x);
             let input = window.input as i64;
             rows.extend([input, out_x.start, out_x.end, rect.x0, rect.y0, rect.x1, rect.y1]);
-            rows.extend([pixels as i64, exact as i64]);
+            rows.extend([pixels as i64, exact as i64, i64::from(window.is_stored)]);
             pixels += mine.len();
             exact += records.len();
             if !window.exact.is_empty() {
@@ -171,12 +178,12 @@ impl Step {
             }
         }
         let place_of = |values: Option<*const f32>| values.map_or(0, |at| at as usize);
-        let windows = rows.into_pyarray(py).reshape([loaded.len(), 9]);
+        let windows = rows.into_pyarray(py).reshape([loaded.len(), COLUMNS]);
         Self {
             rect: (rect.x0, rect.y0, rect.x1, rect.y1),
             is_first,
             is_last,
-            windows: windows.expect("nine numbers a window").unbind(),
+            windows: windows.expect("so many numbers a window").unbind(),
             exact_cells,
             pixels: (place_of(loaded.first().map(|one| one.pixels.as_ptr())), pixels),
             exact: (loaded.first().map_or(0, |one| one.exact.as_ptr() as usize), exact),
@@ -217,6 +224,7 @@ pub fn describe_job<'py>(py: Python<'py>, job: &Job) -> PyResult<Bound<'py, PyDi
     told.set_item("gives_way", job.gives_way())?;
     told.set_item("has_maps", job.inputs.iter().any(has_map))?;
     told.set_item("inputs", job.inputs.len())?;
+    told.set_item("least_slice", device::memory::LEAST_SLICE)?;
     told.set_item("tap_table", TapTable::new(job.kernel).values())?;
     Ok(told)
 }
@@ -287,6 +295,8 @@ pub fn describe_input<'py>(
     told.set_item("border", (kept.x0, kept.y0, kept.x1, kept.y1))?;
     let says_variance = weighting.map.says_variance();
     told.set_item("map", input.weight_map.as_ref().map_or(0, |_| 1 + u8::from(says_variance)))?;
+    told.set_item("zero_is_blank", weighting.zero_is_blank)?;
+    told.set_item("storage", storage(input))?;
     told.set_item("weight", input.weight)?;
     told.set_item("feather", weighting.feather_px)?;
     told.set_item("saturation", weighting.saturation.map_or(0.0, |s| f64::from(s.level())))?;
@@ -295,6 +305,28 @@ pub fn describe_input<'py>(
     let variances = (0..job.0.channels).map(|channel| input.variance(channel));
     told.set_item("variance", variances.collect::<Vec<_>>())?;
     Ok(told)
+}
+
+/// How the samples of an image and those of its weight map become values: FITS BITPIX (0 for no
+/// map), whether the first byte counts most, BLANK if there is one, BSCALE and BZERO; and what a
+/// weight means: its name, and the value of an opaque pixel.
+type Storage = ([(i64, bool, Option<i64>, f64, f64); 2], (&'static str, f64));
+
+fn storage(input: &job::Input) -> Storage {
+    let of = |source: &Source| {
+        let Encoding { sample, big_endian, scale, zero, blank } = source.encoding;
+        (sample.bitpix(), big_endian, blank, scale, zero)
+    };
+    let no_map = (0, false, None, 1.0, 0.0);
+    let map = input.weight_map.as_ref().map_or(no_map, |map| of(map));
+    let meaning = match input.weighting.map {
+        MapKind::Weight => ("weight", 1.0),
+        MapKind::Variance => ("variance", 1.0),
+        MapKind::Rms => ("rms", 1.0),
+        MapKind::Mask => ("mask", 1.0),
+        MapKind::Alpha { full } => ("alpha", f64::from(full)),
+    };
+    ([of(&input.image), map], meaning)
 }
 
 type Grid<'py> =

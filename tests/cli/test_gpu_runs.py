@@ -128,7 +128,7 @@ def test_out_of_memory_means_smaller_chunks(
 ) -> None:
     """A device that promises more than it gives."""
     out = tmp_path / "out.fits"
-    done = on_gpu(driver, "mosaic", frames, "-o", out, "--gpu-memory", "24MiB", memory=2_000_000)
+    done = on_gpu(driver, "mosaic", frames, "-o", out, "--gpu-memory", "24MiB", memory=3_000_000)
     assert done.status == 0, done.err
     tries = re.findall(
         r"the GPU ran out of memory .*; trying chunks of (\d+) MiB and (\d+) rows", done.err

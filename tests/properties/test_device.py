@@ -19,7 +19,7 @@ from emulated_device import Emulated
 from zmrs import _zmrs
 from zmrs.backends.gpu import METHODS, GpuPass
 from zmrs.config import KERNELS, Options
-from zmrs.errors import DeviceMemoryError
+from zmrs.errors import BudgetError, DeviceMemoryError
 from zmrs.prepare import Prepared, prepare
 from zmrs.simulate import make_frame_wcs
 
@@ -64,15 +64,25 @@ def prepared(tiles: list[Any], given: list[Any] | None = None, /, **options: Any
     return prepare(tiles, Options(**options), grid=grid, weights=given, in_memory=True)
 
 
-def planes(job: Prepared, device: GpuPass | None) -> dict[str, Any]:
+def for_device(job: Prepared) -> _zmrs.Layout:
+    """How the job is cut where a device computes, and decodes what is stored."""
+    plan = job.layout.plan.replace(use_gpu=True, gpu_max_chunk_bytes=GIB)
+    return _zmrs.fit(job.job, plan, job.room.reserved_bytes, 0, 0, True)
+
+
+def planes(
+    job: Prepared, device: GpuPass | None, layout: _zmrs.Layout | None = None
+) -> dict[str, Any]:
     """All that a pass makes: planes as their bits, and counts."""
+    if layout is None:
+        layout = job.layout if device is None else for_device(job)
     channels = job.channels
     image, coverage = np.empty((channels, *SHAPE), "f4"), np.empty(SHAPE, "f4")
     counts = np.empty((2 * channels, *SHAPE), "i2") if job.job.counts_rejected else None
     variance = np.empty_like(image) if job.job.has_variance else None
     with tempfile.TemporaryDirectory() as folder:
         stats = _zmrs.run_pass_into_arrays(
-            job.job, job.layout, image, coverage, counts=counts, variance=variance, device=device,
+            job.job, layout, image, coverage, counts=counts, variance=variance, device=device,
             bounds=Path(folder) / "bounds",
         )  # fmt: skip
     found = {"image": image.view("i4"), "coverage": coverage.view("i4"), "counts": counts}
@@ -200,7 +210,8 @@ def test_where_inputs_lie(kernel: str, hardware: Any, tmp_path: Path) -> None:
     for name, device in (("ours", None), ("its", GpuPass(hardware, job.job, GIB))):
         image, coverage = np.empty((1, *SHAPE), "f4"), np.empty(SHAPE, "f4")
         marks = _zmrs.Marks(tmp_path / name)
-        _zmrs.run_pass_into_arrays(job.job, job.layout, image, coverage, marks=marks, device=device)
+        layout = job.layout if device is None else for_device(job)
+        _zmrs.run_pass_into_arrays(job.job, layout, image, coverage, marks=marks, device=device)
         bytes_of = [p.reshape(-1).view("u1") for p in (image[0], coverage)]
         place = tmp_path / "scales"
         place.touch()
@@ -217,3 +228,144 @@ def test_memory_stays_below_what_is_allowed(hardware: Any) -> None:
     assert_same(job, hardware, 64 << 20)
     peak = hardware.peak if isinstance(hardware, Emulated) else hardware.peak_bytes
     assert 1 << 20 < peak <= 64 << 20
+
+
+STORED: dict[str, tuple[str, dict[str, float]]] = {
+    "bytes": ("u1", {"BZERO": -20.0, "BLANK": 7}),
+    "counts": (">i2", {"BZERO": 32768.0}),
+    "scaled": (">i2", {"BSCALE": -0.25, "BZERO": 3.5, "BLANK": -17}),
+    "long": (">i4", {"BSCALE": 1e5, "BZERO": 2147483648.0, "BLANK": -1}),
+    "floats": (">f4", {}),
+    "scaled floats": (">f4", {"BSCALE": 2.0, "BZERO": 7.0}),
+    "wide": (">i8", {"BLANK": 5}),
+    "doubles": (">f8", {"BSCALE": 2.0, "BZERO": 7.0}),
+}
+WIDE = ("wide", "doubles")
+"""Decoded by the workers: undecoded they would take more room."""
+
+
+def write_stored(path: Path, n: int, kind: str, channels: int, wcs: Any, shape: Any) -> None:
+    """A file of samples of a kind, with blank, zero, infinite and saturated ones."""
+    dtype, cards = STORED[kind]
+    rng = np.random.default_rng([n, channels])
+    stored = rng.integers(1, 120, (channels, *shape)).astype(dtype)
+    if stored.dtype.kind == "f":
+        stored[..., rng.random(shape) < 0.01] = -np.inf
+    stored[..., 20:40, 33:37] = cards.get("BLANK", 0)
+    stored[..., 60:66, 100:120] = 125
+    stored[..., 5:30, 60:61] = 0
+    if channels > 1:
+        stored[1, 50:53, 40:90] = cards.get("BLANK", 3)
+    if "BLANK" not in cards:
+        stored[0, :9, :9] = round(-cards.get("BZERO", 0.0) / cards.get("BSCALE", 1.0)) % 120
+    bitpix = 8 * stored.dtype.itemsize * (-1 if stored.dtype.kind == "f" else 1)
+    header = fits.Header([("SIMPLE", True), ("BITPIX", bitpix), ("NAXIS", 3)])
+    header["NAXIS1"], header["NAXIS2"], header["NAXIS3"] = stored.shape[::-1]
+    header.update(wcs.to_header(relax=True))
+    header.update(cards)
+    header["SATURATE"] = cards.get("BZERO", 0.0) + cards.get("BSCALE", 1.0) * 124
+    blob = header.tostring().encode() + stored.tobytes()
+    path.write_bytes(blob + bytes(-len(blob) % 2880))
+
+
+def write_map(path: Path, n: int, meaning: str, shape: Any) -> None:
+    """A map of weights, of bytes, integers or floats in turn, some of which are none."""
+    rng = np.random.default_rng(n)
+    if meaning in ("mask", "alpha"):
+        values = rng.integers(0, 256, shape).astype("u1")
+        values[values < 240] = 0 if meaning == "mask" else 51
+    elif n % 2:
+        values = rng.integers(-1, 9, shape).astype(">i2")
+    else:
+        values = rng.uniform(-0.1, 9.0, shape).astype(">f4")
+    fits.append(path, values, fits.Header([("EXTNAME", "ALPHA" if meaning == "alpha" else "MAP")]))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("meaning", ["", "weight", "variance", "rms", "mask", "alpha"])
+@pytest.mark.parametrize("kinds", [["bytes"], ["counts", "scaled"], ["floats"], WIDE, [*STORED]])
+def test_stored_samples(
+    kinds: list[str], meaning: str, channels: int, hardware: Any, tmp_path: Path
+) -> None:
+    """What is in files goes to the device as it is, and is decoded there."""
+    for n, (image, wcs) in enumerate(frames(1, layers=2)):
+        path = tmp_path / f"{n:02}.fits"
+        write_stored(path, n, kinds[n % len(kinds)], channels, wcs, image.shape)
+        if meaning:
+            write_map(path, n, meaning, image.shape)
+    options: dict[str, Any] = {"zero_is_blank": "on", "border_mask": 2.0}
+    if meaning not in ("", "alpha"):
+        options |= {"weights": "MAP", "weight_type": meaning, "variance": meaning == "rms"}
+    job = prepared(sorted(tmp_path.iterdir()), **options)
+    device = assert_same(job, hardware)
+    are_all_wide = set(kinds) <= set(WIDE)
+    assert ("stored" in device._buffers) != are_all_wide
+    if kinds == ["bytes"] and not meaning:
+        assert 3.5 * device._buffers["stored"].nbytes < device._buffers["pixels"].nbytes
+
+
+def test_raw_colour_beside_colour(hardware: Any, tmp_path: Path) -> None:
+    """Raw colour frames are mixed by the workers, and others decoded by the device."""
+    for n, (image, wcs) in enumerate(frames(3)):
+        raw = np.random.default_rng(n).integers(1, 60_000, image.shape[1:]).astype("u2")
+        pixels, more = (raw, {"BAYERPAT": "GRBG"}) if n % 2 else (np.stack([raw] * 3), {})
+        sky.write_image(tmp_path / f"{n}.fits", pixels, wcs, **more)
+    assert_same(prepared(sorted(tmp_path.iterdir())), hardware)
+
+
+@pytest.mark.parametrize("kernel", ["bilinear", "lanczos3"])
+def test_stored_rows_are_read_once(kernel: str, hardware: Any, tmp_path: Path) -> None:
+    """What the band before has loaded is kept, as it is for the workers."""
+    for n, (image, wcs) in enumerate(frames(1)):
+        write_stored(tmp_path / f"{n}.fits", n, "counts", 1, wcs, image.shape)
+    job = prepared(sorted(tmp_path.iterdir()), kernel=kernel)
+    thin = job.plan.replace(rows_per_chunk=24, use_gpu=True, gpu_max_chunk_bytes=GIB)
+    layouts = [
+        _zmrs.fit(job.job, plan, 0, 0, 0, True) for plan in (thin.replace(use_gpu=False), thin)
+    ]
+    assert [layout.band_rows for layout in layouts] == [24, 24]
+    assert layouts[1].terms["windows"] < 0.6 * layouts[0].terms["windows"]
+    found = []
+    for layout in layouts:
+        device = GpuPass(hardware, job.job, GIB) if layout.plan.use_gpu else None
+        image, coverage = np.empty((1, *SHAPE), "f4"), np.empty(SHAPE, "f4")
+        stats = _zmrs.run_pass_into_arrays(job.job, layout, image, coverage, device=device)
+        assert stats.read_bytes == layout.read_bytes
+        found.append((image.tobytes(), coverage.tobytes()))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("kind", ["bytes", "floats", "doubles"])
+@pytest.mark.parametrize("method", ["mean", "kappa-sigma", "kappa-sigma-stream"])
+def test_what_is_planned_for_the_device_suffices(
+    method: str, kind: str, hardware: Any, tmp_path: Path
+) -> None:
+    """A job that is cut for so much device memory does with it."""
+    for n, (image, wcs) in enumerate(frames(3, layers=4)):
+        write_stored(tmp_path / f"{n:02}.fits", n, kind, 3, wcs, image.shape[-2:])
+    options = {"combine": method, "kappa": (1.5, 1.5), "variance": True}
+    job = prepared(sorted(tmp_path.iterdir()), **options)
+    want = planes(job, None)
+    blocks = []
+    for mib in (1, 2, 3, 4, 6, 9, 12, 20, 60):
+        plan = job.plan.replace(use_gpu=True, gpu_max_chunk_bytes=mib << 20)
+        try:
+            layout = _zmrs.fit(job.job, plan, job.room.reserved_bytes, 0, 0, True)
+        except BudgetError:
+            assert not blocks
+            continue
+        blocks.append(layout.blocks)
+        found = planes(job, GpuPass(hardware, job.job, mib << 20), layout)
+        assert all(np.array_equal(values, found[name]) for name, values in want.items())
+    assert len(set(blocks)) > 2
+    assert (blocks[0], blocks[-1]) == (max(blocks), min(blocks))
+    tiny = job.plan.replace(use_gpu=True, gpu_max_chunk_bytes=500_000)
+    with pytest.raises(BudgetError, match="gpu_max_chunk_bytes of 500000 bytes is too small"):
+        _zmrs.fit(job.job, tiny, job.room.reserved_bytes, 0, 0, True)
+
+
+def test_a_cut_for_a_device_needs_one() -> None:
+    job = prepared(frames(1))
+    image, coverage = np.empty((1, *SHAPE), "f4"), np.empty(SHAPE, "f4")
+    with pytest.raises(ValueError, match="cut for a device"):
+        _zmrs.run_pass_into_arrays(job.job, for_device(job), image, coverage)

@@ -70,7 +70,7 @@ def test_they_compile(
     combining = {"run"} if method < N_RUNNING else {"stack"}
     if METHODS[method] == "kappa-sigma-stream":
         combining = {"moments", "within"}
-    assert entries == {"place_rows", "cover"} | combining
+    assert entries == {"decode", "place_rows", "cover"} | combining
     assert_rounds_as_the_engine(ptx)
 
 

@@ -65,8 +65,11 @@ _SAMPLES = {"values": 4, "weights": 8, "sources": 4, "sorted": 4, "beside": 8, "
 """Buffers of combines that hold all samples, and bytes of a sample; those of the first and the last
 are there for each channel."""
 
-_LEAST_SLICE = 4096
-"""Pixels of a slice at least: fewer would leave most of a device idle."""
+_MEANINGS = ("weight", "variance", "rms", "mask", "alpha")
+"""What the values of weight maps mean, in the order of their numbers in the kernels."""
+
+_NO_BLANK = np.iinfo(np.int64).min
+"""No sample is this."""
 
 
 def kernel_text(name: str = "pass") -> str:
@@ -88,7 +91,7 @@ def kernels_of(job: _zmrs.Job) -> tuple[str, dict[str, int], list[str]]:
     }
     combining = ["stack"] if method in _OF_ALL_SAMPLES else ["moments", "within"]
     combining = ["run"] if METHODS.index(method) < N_RUNNING else combining
-    return kernel_text(), macros, ["place_rows", "cover", *combining]
+    return kernel_text(), macros, ["decode", "place_rows", "cover", *combining]
 
 
 @contextlib.contextmanager
@@ -126,7 +129,7 @@ class GpuPass(Buffered):
         super().__init__(hardware, limit_bytes, scratch=_SAMPLES)
         told = _zmrs.describe_job(job)
         self._channels, _, self._width = told["shape"]
-        self._n_inputs = told["inputs"]
+        self._n_inputs, self._least_slice = told["inputs"], told["least_slice"]
         self._method = METHODS.index(told["method"])
         self._rules = (*told["kappa"], *told["winsor"], int(told["together"]))
         self._has_maps = int(told["has_maps"])
@@ -143,7 +146,7 @@ class GpuPass(Buffered):
     def _tell_inputs(self, job: _zmrs.Job) -> None:
         """Bring what determines the samples of the inputs to the device."""
         n, channels = self._n_inputs, self._channels
-        table, weightings = np.empty((n, 14), np.int64), np.empty((n, 3))
+        table, weightings = np.empty((n, 22), np.int64), np.empty((n, 8))
         gains, offsets, variances = np.empty((3, n, channels))
         node = cell = 0
         for k in range(n):
@@ -151,13 +154,18 @@ class GpuPass(Buffered):
             across, down = told["cells_across_down"]
             shift = told["spacing"].bit_length() - 1
             place = (*told["origin"], shift, across, down, node, cell)
-            table[k] = (*place, *told["frame"], *told["border"], told["map"])
-            weightings[k] = told["weight"], told["feather"], told["saturation"]
+            (image, of_map), (meaning, full) = told["storage"]
+            means = (told["map"], _MEANINGS.index(meaning), told["zero_is_blank"])
+            stored = (_NO_BLANK if v is None else v for s in (image, of_map) for v in s[:3])
+            table[k] = (*place, *told["frame"], *told["border"], *means, *stored)
+            weighting = told["weight"], told["feather"], told["saturation"]
+            weightings[k] = (*weighting, *image[3:], *of_map[3:], full)
             gains[k], offsets[k] = told["gain"], told["offset"]
             variances[k] = told["variance"]
             node += (across + 3) * (down + 3)
             cell += across * down
         self._shift, self._across = table[:, 2].copy(), table[:, 3].copy()
+        self._planes = channels + (table[:, 13] != 0)
         self._weights_differ = np.ptp(weightings[:, 0]) > 0
         self._put("inputs", table)
         self._put("weightings", weightings)
@@ -223,28 +231,42 @@ class GpuPass(Buffered):
         windows = step.windows
         n_windows = len(windows)
         of = windows[:, 0]
-        table = np.empty((n_windows, 10), np.int64)
+        table = np.empty((n_windows, 13), np.int64)
         table[:, :5] = windows[:, :5]
         table[:, 5:7] = windows[:, 5:7] - windows[:, 3:5]
         table[:, 7:9] = windows[:, 7:9]
         table[:, 9] = -1
         records = self._exact_places(step, table)
+        areas = table[:, 5] * table[:, 6]
+        table[:, 10] = np.cumsum(areas) - areas
+        table[:, 11:] = windows[:, [7, 9]]
+        values = areas * self._planes[of]
+        is_decoded = not windows[:, 9].any()
+        if not is_decoded:
+            table[:, 7] = np.cumsum(values) - values
         # Columns of cells that a window may touch at most.
         served = np.minimum(windows[:, 2], x1) - np.maximum(windows[:, 1], x0)
         spans = np.minimum((np.maximum(served, 0) >> self._shift[of]) + 2, self._across[of])
         columns = int(spans.max(initial=1))
         rows = y1 - y0
         place, count = step.pixels
-        pixels = self._room("pixels", 4 * count)
+        loaded = self._room("pixels" if is_decoded else "stored", 4 * count)
         if count:
             self._hardware.pin(place, 4 * count)
-            self._hardware.upload(pixels, place, 4 * count)
+            self._hardware.upload(loaded, place, 4 * count)
         exact = self._room("exact", 8 * step.exact[1])
         if step.exact[1]:
             self._hardware.upload(exact, step.exact[0], 8 * step.exact[1])
         table_buffer = self._put("windows", table)
         cubics = self._room("cubics", 64 * n_windows * rows * columns)
         held = self._buffers
+        if is_decoded:
+            pixels = loaded
+        else:
+            pixels = self._room("pixels", 4 * int(values.sum()))
+            how: list[Buffer | int | float] = [held["inputs"], held["weightings"], loaded, pixels]
+            count = int(areas.sum())
+            self._hardware.launch("decode", count, [table_buffer, n_windows, *how])
         self._hardware.launch(
             "place_rows",
             n_windows * rows * columns,
@@ -292,7 +314,7 @@ class GpuPass(Buffered):
         sizes[-1] *= self._channels if self._has_variance else 0
         depth = max(self._depth, 1)
         spare = self._limit_bytes - self._taken(*_SAMPLES) - ROUNDING_BYTES
-        pixels = min(area, max(spare // (depth * sum(sizes)), _LEAST_SLICE))
+        pixels = min(area, max(spare // (depth * sum(sizes)), self._least_slice))
         room: list[Buffer | int | float] = [
             self._room(name, size * depth * pixels)
             for name, size in zip(_SAMPLES, sizes, strict=True)

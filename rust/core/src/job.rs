@@ -47,6 +47,17 @@ impl Input {
         self.image.channels() + usize::from(self.weight_map.is_some())
     }
 
+    /// The planes that are stored: of which source, and which of its planes.
+    pub fn stored_planes(&self) -> impl Iterator<Item = (&Arc<Source>, usize)> {
+        self.sources().flat_map(|source| (0..source.planes).map(move |plane| (source, plane)))
+    }
+
+    /// Whether a device can decode its samples, and they take no more room until then.
+    pub fn can_stay_stored(&self) -> bool {
+        let fits = |source: &Arc<Source>| source.encoding.sample.bytes() <= size_of::<f32>();
+        self.image.bayer.is_none() && self.sources().all(fits)
+    }
+
     /// Variance of the noise of its values, once they are multiplied by the factor, of a channel.
     pub fn variance(&self, channel: usize) -> f64 {
         self.gain[channel] * self.gain[channel] * self.noise[channel]

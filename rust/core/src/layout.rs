@@ -16,6 +16,7 @@ use crate::coverage::gains::{self, Rules};
 use crate::coverage::marks::{Mark, MarkBuffer, Marks};
 use crate::coverage::merge::MergeSink;
 use crate::coverage::percentile;
+use crate::device::memory;
 use crate::geom::Rect;
 use crate::job::Job;
 use crate::load;
@@ -74,7 +75,7 @@ pub struct Step {
 }
 
 impl Step {
-    fn values(&self, job: &Job) -> usize {
+    fn len(&self, job: &Job) -> usize {
         self.windows.iter().map(|w| w.len(job)).sum()
     }
 
@@ -92,6 +93,8 @@ pub struct Layout {
     pub block_columns: usize,
     /// Values of the windows of a step; `None` = all inputs of a block at once.
     pub step_values: Option<usize>,
+    /// Whether a device computes the rows, and decodes what is stored.
+    pub on_device: bool,
 }
 
 /// What a job will move, foretold.
@@ -127,6 +130,8 @@ pub(crate) struct Need {
     pub values: [usize; 2],
     /// Doubles of the largest set of exact records.
     pub exact: [usize; 2],
+    /// Of a device's memory, if one computes the rows.
+    device: memory::Need,
     /// Most input files of a step.
     most_files: usize,
 }
@@ -135,6 +140,35 @@ impl Need {
     fn bytes(&self) -> u64 {
         ((self.values[0] + self.values[1]) * size_of::<f32>()
             + (self.exact[0] + self.exact[1]) * size_of::<f64>()) as u64
+    }
+
+    fn fits(&self, job: &Job, room: Room) -> bool {
+        let fits_device = |bytes| self.device.bytes(job) <= bytes;
+        self.bytes() <= room.host && room.device.is_none_or(fits_device)
+    }
+}
+
+/// Bytes that may be taken: of the process's memory, and of a device's, if one computes the rows.
+#[derive(Clone, Copy)]
+struct Room {
+    host: u64,
+    device: Option<u64>,
+}
+
+impl Room {
+    /// What is left beside the output pixels of a layout.
+    fn less(self, job: &Job, layout: Layout) -> Option<Self> {
+        let host = self.host.checked_sub(layout.pixel_bytes(job))?;
+        let taken = || memory::tables_bytes(job) + memory::pixel_bytes(job, layout);
+        match self.device {
+            Some(bytes) => Some(Self { host, device: Some(bytes.checked_sub(taken())?) }),
+            None => Some(Self { host, device: None }),
+        }
+    }
+
+    /// The less of both.
+    fn least(self) -> u64 {
+        self.host.min(self.device.unwrap_or(u64::MAX))
     }
 }
 
@@ -158,12 +192,13 @@ impl Layout {
     fn steps_of(self, job: &Job, rect: Rect) -> Vec<Step> {
         let whole_rows = self.step_values.is_none() && rect.width() == job.width;
         let inputs = 0..job.inputs.len();
-        let windows = inputs.flat_map(|input| windows_of(job, input, &rect, whole_rows));
+        let windows =
+            inputs.flat_map(|input| windows_of(job, input, &rect, whole_rows, self.on_device));
         let most = self.step_values.unwrap_or(usize::MAX);
         let step = |is_first| Step { rect, windows: Vec::new(), is_first, is_last: false };
         let (mut steps, mut values) = (vec![step(true)], 0);
         for window in windows {
-            let more = window.len(job) + 2 * window.exact_len(job);
+            let more = window.values(job) + 2 * window.exact_len(job);
             if values > 0 && values + more > most {
                 steps.push(step(false));
                 values = 0;
@@ -177,16 +212,20 @@ impl Layout {
 
     /// What the steps need at their worst.
     pub(crate) fn need(self, job: &Job) -> Need {
-        self.need_within(job, u64::MAX).expect("the layout was chosen within a limit")
+        let endless = Room { host: u64::MAX, device: None };
+        self.need_within(job, endless).expect("the layout was chosen within a limit")
     }
 
-    /// What the steps need at their worst, or nothing as soon as that is more than `limit` bytes.
-    fn need_within(self, job: &Job, limit: u64) -> Option<Need> {
+    /// What the steps need at their worst, or nothing as soon as that is more than there is room for.
+    fn need_within(self, job: &Job, room: Room) -> Option<Need> {
         let mut need = Need::default();
         for (k, step) in self.steps(job).enumerate() {
-            need.values[k % 2] = need.values[k % 2].max(step.values(job));
+            need.values[k % 2] = need.values[k % 2].max(step.len(job));
             need.exact[k % 2] = need.exact[k % 2].max(step.exact_len(job));
-            if need.bytes() > limit || step.windows.iter().any(|w| w.rect.area() > MOST_PIXELS) {
+            if room.device.is_some() {
+                need.device.extend(job, &step);
+            }
+            if !need.fits(job, room) || step.windows.iter().any(|w| w.rect.area() > MOST_PIXELS) {
                 return None;
             }
             let is_file =
@@ -363,12 +402,12 @@ impl Fitting<'_> {
         let (job, plan) = (self.job, &self.plan);
         let allowed = plan.memory_bytes.unwrap_or(u64::MAX);
         let on_gpu = |bound: Option<u64>| bound.filter(|_| plan.use_gpu).unwrap_or(u64::MAX);
-        let chunk_of_gpu = on_gpu(plan.gpu_max_chunk_bytes);
-        let chunk = plan.max_chunk_bytes.unwrap_or(u64::MAX).min(chunk_of_gpu);
+        let chunk = plan.max_chunk_bytes.unwrap_or(u64::MAX);
         // Samples that are kept are not available to the passes.
         let kept = if job.two_pass.is_some() { matching_bytes(job, plan) } else { 0 };
         let taken = self.fixed.total().saturating_add(self.workers_bytes()).saturating_add(kept);
-        let available = allowed.saturating_sub(taken).min(chunk);
+        let host = allowed.saturating_sub(taken).min(chunk);
+        let room = Room { host, device: plan.use_gpu.then(|| on_gpu(plan.gpu_max_chunk_bytes)) };
         let most_rows =
             plan.rows_per_chunk.unwrap_or(u64::MAX).min(on_gpu(plan.gpu_rows_per_chunk));
         let most_rows = (most_rows.min(job.height as u64) as usize).max(1);
@@ -376,7 +415,7 @@ impl Fitting<'_> {
             Some(_) => most_rows,
             None => PREFERRED_ROWS.max(ROWS_PER_WORKER * plan.cpu_workers as usize).min(most_rows),
         };
-        if let Some((layout, need)) = choose(job, most_rows, preferred, available) {
+        if let Some((layout, need)) = choose(job, most_rows, preferred, room) {
             let (projection, chunk_bytes) = self.project(layout, need.bytes());
             if projection.total() > allowed {
                 return Err(projection.refusal(allowed, self.held_bytes));
@@ -400,12 +439,18 @@ impl Fitting<'_> {
                 coverage_bytes: passes + coverage_bytes(job, passes),
             });
         }
+        if let Some(bytes) = room.device
+            && choose(job, most_rows, preferred, Room { device: None, ..room }).is_some()
+        {
+            return Err(Error::Budget(format!(
+                "the plan's gpu_max_chunk_bytes of {bytes} bytes is too small: coordinate grids and \
+                 the smallest blocks of this job take more"
+            )));
+        }
         let (least, chunk_bytes) = self.project(least_layout(job), least_window_bytes(job));
         if least.total() <= allowed {
-            let field =
-                if chunk == chunk_of_gpu { "gpu_max_chunk_bytes" } else { "max_chunk_bytes" };
             return Err(Error::Budget(format!(
-                "the plan's {field} of {chunk} bytes is too small: the smallest blocks take \
+                "the plan's max_chunk_bytes of {chunk} bytes is too small: the smallest blocks take \
                  {chunk_bytes} bytes"
             )));
         }
@@ -447,14 +492,14 @@ impl Fitting<'_> {
     }
 }
 
-/// The best layout within `available` bytes, if there is one.
-fn choose(job: &Job, most_rows: usize, preferred: usize, available: u64) -> Option<(Layout, Need)> {
+/// The best layout that there is room for, if there is one.
+fn choose(job: &Job, most_rows: usize, preferred: usize, room: Room) -> Option<(Layout, Need)> {
     if job.combine.is_stacked() {
-        return widest_at_once(job, preferred, available);
+        return widest_at_once(job, preferred, room);
     }
     let least_rows = LEAST_ROWS.min(most_rows);
-    let at_once = tallest_at_once(job, job.width, preferred, available);
-    let in_turn = |columns, least| tallest_in_turn(job, columns, most_rows, least, available);
+    let at_once = tallest_at_once(job, job.width, preferred, room);
+    let in_turn = |columns, least| tallest_in_turn(job, columns, most_rows, least, room);
     if let Some((layout, need)) = at_once
         && layout.band_rows >= least_rows
     {
@@ -480,11 +525,11 @@ fn choose(job: &Job, most_rows: usize, preferred: usize, available: u64) -> Opti
 
 /// The widest blocks, in the tallest bands up to `most_rows`, whose inputs are all loaded at once:
 /// who looks at all samples of a pixel cannot take inputs in turn.
-fn widest_at_once(job: &Job, most_rows: usize, available: u64) -> Option<(Layout, Need)> {
+fn widest_at_once(job: &Job, most_rows: usize, room: Room) -> Option<(Layout, Need)> {
     let least_rows = LEAST_ROWS.min(most_rows);
     let mut columns = job.width;
     loop {
-        let found = tallest_at_once(job, columns, most_rows, available);
+        let found = tallest_at_once(job, columns, most_rows, room);
         let tall = found.filter(|(layout, _)| layout.band_rows >= least_rows);
         if tall.is_some() || columns <= LEAST_COLUMNS {
             return tall;
@@ -498,12 +543,17 @@ fn tallest_at_once(
     job: &Job,
     columns: usize,
     most_rows: usize,
-    available: u64,
+    room: Room,
 ) -> Option<(Layout, Need)> {
     let fits = |band_rows| {
-        let layout = Layout { band_rows, block_columns: columns, step_values: None };
-        let limit = available.checked_sub(layout.pixel_bytes(job))?;
-        layout.need_within(job, limit).map(|need| (layout, need))
+        let layout = Layout {
+            band_rows,
+            block_columns: columns,
+            step_values: None,
+            on_device: room.device.is_some(),
+        };
+        let rest = room.less(job, layout)?;
+        layout.need_within(job, rest).map(|need| (layout, need))
     };
     let (mut low, mut high, mut best) = (0, most_rows + 1, None);
     let mut rows = most_rows;
@@ -524,21 +574,29 @@ fn tallest_in_turn(
     columns: usize,
     most_rows: usize,
     least_rows: usize,
-    available: u64,
+    room: Room,
 ) -> Option<(Layout, Need)> {
     let mut rows = most_rows;
     while rows >= least_rows.max(1) {
-        let mut layout = Layout { band_rows: rows, block_columns: columns, step_values: Some(0) };
-        let rest = available.checked_sub(layout.pixel_bytes(job));
-        let affordable = rest.unwrap_or(0) as usize / (2 * size_of::<f32>());
+        let mut layout = Layout {
+            band_rows: rows,
+            block_columns: columns,
+            step_values: Some(0),
+            on_device: room.device.is_some(),
+        };
+        let rest = room.less(job, layout).unwrap_or(Room { host: 0, ..room });
+        let affordable = rest.least() as usize / (2 * size_of::<f32>());
         let largest = largest_window(job, columns, rows);
-        if affordable >= largest {
-            // Larger steps than these gain nothing.
-            layout.step_values = Some(affordable.min(PREFERRED_STEP_VALUES.max(largest)));
-            let found = layout.need_within(job, rest.unwrap_or(0)).map(|need| (layout, need));
+        // Larger steps than these gain nothing.
+        let mut values = affordable.min(PREFERRED_STEP_VALUES.max(largest));
+        while values >= largest.max(1) {
+            layout.step_values = Some(values);
+            let found = layout.need_within(job, rest).map(|need| (layout, need));
             if found.is_some() {
                 return found;
             }
+            // What a device takes beside the values is not known before.
+            values = if room.device.is_some() { values / 2 } else { 0 };
         }
         rows = rows * 3 / 4;
     }
@@ -556,9 +614,10 @@ fn least_layout(job: &Job) -> Layout {
     let block_columns = job.width.min(LEAST_COLUMNS);
     if job.combine.is_stacked() {
         // Thinner ones need little less, since every input brings its taps.
-        return Layout { band_rows: job.height.min(LEAST_ROWS), block_columns, step_values: None };
+        let band_rows = job.height.min(LEAST_ROWS);
+        return Layout { band_rows, block_columns, step_values: None, on_device: false };
     }
-    Layout { band_rows: 1, block_columns, step_values: Some(0) }
+    Layout { band_rows: 1, block_columns, step_values: Some(0), on_device: false }
 }
 
 fn least_window_bytes(job: &Job) -> u64 {

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::budget::{LeasedVec, Ledger};
+use crate::coverage::planes::{as_bytes, as_bytes_mut};
 use crate::geom::Rect;
 use crate::job::{Input, Job};
 use crate::layout::Step;
 use crate::reproject::Loaded;
-use crate::source::{FileCache, read_exact_at};
+use crate::source::{FileCache, Source, read_exact_at};
 use crate::weights::{Weighting, blank_outside, blank_zeros};
-use crate::window::Window;
+use crate::window::{Window, stored_len};
 use crate::{Error, Result};
 
 /// Source rows that one task reads.
@@ -48,6 +49,8 @@ impl Arena {
 pub enum LoadTask<'a> {
     /// Source rows, of all planes.
     Rows(Rows<'a>),
+    /// Source rows as they are stored, of one plane.
+    Stored(StoredRows<'a>),
     /// Coordinates of its exact cells.
     Exact(&'a Window, &'a mut [f64]),
 }
@@ -68,6 +71,18 @@ impl<'a> Rows<'a> {
     }
 }
 
+/// Some rows of a stored plane.
+pub struct StoredRows<'a> {
+    source: &'a Source,
+    plane: usize,
+    /// Names its file in the cache.
+    key: usize,
+    rect: Rect,
+    bytes: &'a mut [u8],
+    /// The pixels of it that the step before has, and their samples, if these rows are among them.
+    from: Option<(Rect, &'a [u8])>,
+}
+
 /// Fills windows.
 pub struct Loader<'a> {
     /// The job whose inputs are read.
@@ -78,14 +93,17 @@ pub struct Loader<'a> {
     pub read_bytes: &'a AtomicU64,
 }
 
-impl Loader<'_> {
+impl<'l> Loader<'l> {
     /// Tasks that fill `arena` with the windows of `step`, given those of the step before it.
     pub fn tasks<'a>(
         &self,
         step: &'a Step,
         arena: &'a mut Arena,
         before: &[Loaded<'a>],
-    ) -> Vec<LoadTask<'a>> {
+    ) -> Vec<LoadTask<'a>>
+    where
+        'l: 'a,
+    {
         let mut tasks = Vec::new();
         let (mut pixels, mut exact) = (&mut arena.pixels[..], &mut arena.exact[..]);
         for window in &step.windows {
@@ -94,7 +112,11 @@ impl Loader<'_> {
             if !records.is_empty() {
                 tasks.push(LoadTask::Exact(window, records));
             }
-            self.rows_of(window, mine, before, &mut tasks);
+            if window.is_stored {
+                self.stored_rows_of(window, mine, before, &mut tasks);
+            } else {
+                self.rows_of(window, mine, before, &mut tasks);
+            }
         }
         tasks
     }
@@ -108,20 +130,45 @@ impl Loader<'_> {
         tasks: &mut Vec<LoadTask<'a>>,
     ) {
         let rect = window.rect;
-        let (from, kept) = match window.kept(before.iter().map(|loaded| loaded.window)) {
-            Some((place, rows)) => (Some(before[place]), rows),
-            None => (None, rect.y0..rect.y0),
-        };
         let mut planes: Vec<_> = pixels.chunks_mut(rect.area()).collect();
         planes.truncate(self.job.inputs[window.input].planes());
-        for (rows, from) in
-            [(rect.y0..kept.start, None), (kept.clone(), from), (kept.end..rect.y1, None)]
-        {
-            for y in pieces(rows) {
-                let values = (y.end - y.start) as usize * rect.width();
-                let planes = planes.iter_mut().map(|plane| take_front(plane, values)).collect();
-                tasks.push(LoadTask::Rows(Rows { window, y, planes, from }));
+        for (y, from) in parts(window, &rect, before) {
+            let values = (y.end - y.start) as usize * rect.width();
+            let planes = planes.iter_mut().map(|plane| take_front(plane, values)).collect();
+            tasks.push(LoadTask::Rows(Rows { window, y, planes, from }));
+        }
+    }
+
+    /// The same of a window that holds what is stored, plane after plane.
+    fn stored_rows_of<'a>(
+        &self,
+        window: &'a Window,
+        mut mine: &'a mut [f32],
+        before: &[Loaded<'a>],
+        tasks: &mut Vec<LoadTask<'a>>,
+    ) where
+        'l: 'a,
+    {
+        let (input, held) = (&self.job.inputs[window.input], window.held(self.job));
+        let mut old_at = 0;
+        for (number, (source, plane)) in input.stored_planes().enumerate() {
+            let size = source.encoding.sample.bytes();
+            let is_beside = number >= input.image.planes && !input.is_one_file();
+            let key = 2 * window.input + usize::from(is_beside);
+            let words = take_front(&mut mine, stored_len(held.area() * size));
+            let mut bytes = as_bytes_mut(words);
+            let mut old_len = 0;
+            for (y, from) in parts(window, &held, before) {
+                let rect = Rect::new(held.x0..held.x1, y);
+                let from = from.map(|old| {
+                    let there = old.window.held(self.job);
+                    old_len = stored_len(there.area() * size);
+                    (there, as_bytes(&old.pixels[old_at..old_at + old_len]))
+                });
+                let bytes = take_front(&mut bytes, rect.area() * size);
+                tasks.push(LoadTask::Stored(StoredRows { source, plane, key, rect, bytes, from }));
             }
+            old_at += old_len;
         }
     }
 
@@ -129,6 +176,7 @@ impl Loader<'_> {
     pub fn run(&self, task: LoadTask, chunk: &mut [u8]) -> Result<()> {
         match task {
             LoadTask::Exact(window, records) => self.read_exact(window, records),
+            LoadTask::Stored(rows) => self.read_stored(rows, chunk),
             LoadTask::Rows(mut rows) => match rows.from {
                 Some(from) => {
                     keep(&mut rows, &from);
@@ -173,6 +221,22 @@ impl Loader<'_> {
         Ok(())
     }
 
+    fn read_stored(&self, rows: StoredRows, chunk: &mut [u8]) -> Result<()> {
+        let StoredRows { source, plane, key, rect, bytes, from } = rows;
+        let Some((there, stored)) = from else {
+            let read = source.read_stored(key, self.files, plane, &rect, bytes, chunk)?;
+            self.read_bytes.fetch_add(read, Ordering::Relaxed);
+            return Ok(());
+        };
+        let size = source.encoding.sample.bytes();
+        let shift = (rect.x0 - there.x0) as usize;
+        for (row, y) in bytes.chunks_mut(rect.width() * size).zip(rect.y0..) {
+            let first = ((y - there.y0) as usize * there.width() + shift) * size;
+            row.copy_from_slice(&stored[first..first + row.len()]);
+        }
+        Ok(())
+    }
+
     fn read_exact(&self, window: &Window, records: &mut [f64]) -> Result<()> {
         let grid = &self.job.inputs[window.input].grid;
         let exact = grid.exact().expect("only such grids have exact cells");
@@ -190,6 +254,24 @@ impl Loader<'_> {
         }
         Ok(())
     }
+}
+
+/// The rows of a window, of which the pixels `held` are wanted, in pieces; with the window of the step
+/// before that has them already, if one has.
+fn parts<'a>(
+    window: &Window,
+    held: &Rect,
+    before: &[Loaded<'a>],
+) -> impl Iterator<Item = (Range<i64>, Option<Loaded<'a>>)> {
+    let (from, kept) = match window.kept(before.iter().map(|loaded| loaded.window)) {
+        Some((place, rows)) => (Some(before[place]), rows),
+        None => (None, held.y0..held.y0),
+    };
+    let within = |y: i64| y.clamp(held.y0, held.y1);
+    let (first, past) = (within(kept.start), within(kept.end));
+    [(held.y0..first, None), (first..past, from), (past..held.y1, None)]
+        .into_iter()
+        .flat_map(|(rows, from)| pieces(rows).map(move |y| (y, from)))
 }
 
 /// The rows that each task reads of a run of rows.

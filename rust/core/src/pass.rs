@@ -89,6 +89,9 @@ pub fn run_sweep(
     cancel: &CancelToken,
     progress: &Progress,
 ) -> Result<PassStats> {
+    if layout.on_device && device.is_none() {
+        return Err(Error::Argument("a job that is cut for a device needs one".to_owned()));
+    }
     let files = FileCache::default();
     let loader = Loader { job, files: &files, read_bytes: &progress.read_bytes };
     let pass = Pass {

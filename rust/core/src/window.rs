@@ -20,12 +20,30 @@ pub struct Window {
     pub rect: Rect,
     /// Records of the exact cells that it needs, in ascending order.
     pub exact: Vec<u32>,
+    /// Whether it holds samples as they are stored, which a device will decode.
+    pub is_stored: bool,
 }
 
 impl Window {
-    /// Values that its planes take, with the slack that kernels read past the end.
-    pub fn len(&self, job: &Job) -> usize {
+    /// Values of its planes once they are decoded, with the slack that kernels read past the end.
+    pub fn values(&self, job: &Job) -> usize {
         job.inputs[self.input].planes() * self.rect.area() + SLACK
+    }
+
+    /// Single-precision values in whose place it lies.
+    pub fn len(&self, job: &Job) -> usize {
+        if !self.is_stored {
+            return self.values(job);
+        }
+        let area = self.held(job).area();
+        let planes = job.inputs[self.input].stored_planes();
+        planes.map(|(source, _)| stored_len(area * source.encoding.sample.bytes())).sum()
+    }
+
+    /// The pixels that are there: what is stored ends with the frame.
+    pub fn held(&self, job: &Job) -> Rect {
+        let [width, height] = job.inputs[self.input].grid.frame();
+        if self.is_stored { self.rect.intersect(&Rect::frame(width, height)) } else { self.rect }
     }
 
     /// True when it holds no pixel, which never happens in a block.
@@ -54,6 +72,11 @@ impl Window {
     }
 }
 
+/// Single-precision values in whose place so many bytes lie.
+pub fn stored_len(bytes: usize) -> usize {
+    bytes.div_ceil(size_of::<f32>())
+}
+
 /// A rotated input is cut into several windows when one would hold more than this share of its
 /// rows, and several less than half of the pixels: a mild rotation is served better by one window
 /// of whole rows, because the next block keeps those that both need.
@@ -63,8 +86,15 @@ const STRONGLY_ROTATED: f64 = 0.25;
 /// when the input is rotated so strongly that a single one would hold mostly unused pixels.
 ///
 /// With `whole_rows` a single window has the full width of the frame, so that the next band finds
-/// in it all the rows that it shares with this one.
-pub fn windows_of(job: &Job, input: usize, out: &Rect, whole_rows: bool) -> Vec<Window> {
+/// in it all the rows that it shares with this one. With `as_stored` they hold what is stored, where
+/// a device can decode that.
+pub fn windows_of(
+    job: &Job,
+    input: usize,
+    out: &Rect,
+    whole_rows: bool,
+    as_stored: bool,
+) -> Vec<Window> {
     let grid = &job.inputs[input].grid;
     if grid.rect().intersect(out).is_empty() {
         return Vec::new();
@@ -75,6 +105,7 @@ pub fn windows_of(job: &Job, input: usize, out: &Rect, whole_rows: bool) -> Vec<
         out_x: part[0].0.start..part[part.len() - 1].0.end,
         rect: part.iter().fold(Rect::default(), |all, (_, rect)| all.union(rect)),
         exact: Vec::new(),
+        is_stored: as_stored && job.inputs[input].can_stay_stored(),
     };
     let cut = |pieces: usize| -> Vec<Window> {
         spans.chunks(spans.len().div_ceil(pieces).max(1)).map(join).collect()

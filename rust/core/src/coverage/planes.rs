@@ -98,6 +98,12 @@ impl Planes for MemoryPlanes {
     }
 }
 
+/// The memory of numbers, as bytes.
+pub(crate) fn as_bytes<T: crate::pages::Zero>(values: &[T]) -> &[u8] {
+    // SAFETY: plain numbers have no bytes that are not set, and u8 has no alignment.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+}
+
 /// The memory of numbers, as bytes to read into.
 pub(crate) fn as_bytes_mut<T: crate::pages::Zero>(values: &mut [T]) -> &mut [u8] {
     // SAFETY: any bytes are values of a plain number, and u8 has no alignment.

@@ -410,7 +410,13 @@ impl Sampler<'_> {
         });
         let rows = window.y0 + i64::from(!is_first)..window.y1;
         let planes = planes.collect();
-        let window = Window { input: number, out_x: 0..0, rect: window, exact: Vec::new() };
+        let window = Window {
+            input: number,
+            out_x: 0..0,
+            rect: window,
+            exact: Vec::new(),
+            is_stored: false,
+        };
         self.loader.run(LoadTask::Rows(Rows::unread(&window, rows, planes)), chunk)
     }
 }

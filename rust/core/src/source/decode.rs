@@ -31,14 +31,21 @@ impl SampleType {
         })
     }
 
+    /// The FITS `BITPIX` that names it.
+    pub fn bitpix(self) -> i64 {
+        match self {
+            Self::U8 => 8,
+            Self::I16 => 16,
+            Self::I32 => 32,
+            Self::I64 => 64,
+            Self::F32 => -32,
+            Self::F64 => -64,
+        }
+    }
+
     /// Bytes of a sample.
     pub fn bytes(self) -> usize {
-        match self {
-            Self::U8 => 1,
-            Self::I16 => 2,
-            Self::I32 | Self::F32 => 4,
-            Self::I64 | Self::F64 => 8,
-        }
+        self.bitpix().unsigned_abs() as usize / 8
     }
 }
 

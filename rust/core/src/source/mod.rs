@@ -94,7 +94,7 @@ impl Source {
         planes.map(|(k, plane)| self.read_plane(key, files, k, rect, plane, stride, scratch)).sum()
     }
 
-    /// The same of one plane, as it is stored.
+    /// The same of one plane that is stored, whichever it is.
     fn read_plane(
         &self,
         key: usize,
@@ -106,30 +106,63 @@ impl Source {
         scratch: &mut [u8],
     ) -> Result<u64> {
         let size = self.encoding.sample.bytes();
+        self.fetch(key, files, plane, rect, scratch, |row, column, stored| {
+            let row = &mut out[row * stride + column..][..stored.len() / size];
+            crate::cpu::decode(stored, &self.encoding, row);
+        })
+    }
+
+    /// Read the samples of `rect` of a stored plane as they are, row after row into `out`. Returns the
+    /// bytes read.
+    pub fn read_stored(
+        &self,
+        key: usize,
+        files: &FileCache,
+        plane: usize,
+        rect: &Rect,
+        out: &mut [u8],
+        scratch: &mut [u8],
+    ) -> Result<u64> {
+        let (size, width) = (self.encoding.sample.bytes(), rect.width());
+        self.fetch(key, files, plane, rect, scratch, |row, column, stored| {
+            out[(row * width + column) * size..][..stored.len()].copy_from_slice(stored);
+        })
+    }
+
+    /// Fetch the samples of `rect` of a stored plane, and hand them to `take` by rows or parts of rows:
+    /// the row and the column of the first one, counted in `rect`, and their bytes.
+    #[inline(always)]
+    fn fetch(
+        &self,
+        key: usize,
+        files: &FileCache,
+        plane: usize,
+        rect: &Rect,
+        scratch: &mut [u8],
+        mut take: impl FnMut(usize, usize, &[u8]),
+    ) -> Result<u64> {
+        let size = self.encoding.sample.bytes();
         let first = (plane * self.height + rect.y0 as usize) * self.width;
         let row_bytes = self.width * size;
         let segment = rect.x0 as usize * size..rect.x1 as usize * size;
-        let rows = out.chunks_mut(stride).take(rect.height());
-        let from_memory = |bytes: &SharedBytes, rows: &mut dyn Iterator<Item = &mut [f32]>| {
+        let mut from_memory = |bytes: &SharedBytes| {
             let bytes = (**bytes).as_ref();
-            for (k, row) in rows.enumerate() {
-                let start = first * size + k * row_bytes;
-                let stored = &bytes[start + segment.start..start + segment.end];
-                crate::cpu::decode(stored, &self.encoding, &mut row[..rect.width()]);
+            for row in 0..rect.height() {
+                let start = first * size + row * row_bytes;
+                take(row, 0, &bytes[start + segment.start..start + segment.end]);
             }
             Ok(0)
         };
-        let mut rows = rows;
         match &self.store {
-            Store::Memory(bytes) => from_memory(bytes, &mut rows),
+            Store::Memory(bytes) => from_memory(bytes),
             Store::Deferred(cell) => match cell.get() {
-                Some(bytes) => from_memory(bytes, &mut rows),
+                Some(bytes) => from_memory(bytes),
                 None => Err(Error::Argument("an input was not provided".to_owned())),
             },
             Store::File { path, offset, .. } => {
                 let file = files.open(key, path)?;
                 let start = offset + (first * size) as u64;
-                let fetch = |at: u64, into: &mut [u8]| {
+                let read = |at: u64, into: &mut [u8]| {
                     files::read_exact_at(&file, into, at).map_err(|e| match e.kind() {
                         std::io::ErrorKind::UnexpectedEof => Error::Input {
                             path: path.clone(),
@@ -141,51 +174,10 @@ impl Source {
                     })
                 };
                 let whole = whole_rows(row_bytes, segment.len(), scratch.len());
-                let request = Request { start, row_bytes, segment, whole };
-                self.read_rows(&request, rows, scratch, fetch)
+                let request = Request { start, row_bytes, segment, whole, size };
+                request.run(rect.height(), scratch, read, take)
             }
         }
-    }
-
-    /// Fetch rows in chunks and decode them.
-    fn read_rows<'a>(
-        &self,
-        request: &Request,
-        rows: impl Iterator<Item = &'a mut [f32]>,
-        scratch: &mut [u8],
-        mut fetch: impl FnMut(u64, &mut [u8]) -> Result<()>,
-    ) -> Result<u64> {
-        let size = self.encoding.sample.bytes();
-        let mut bytes_read = 0;
-        let mut rows = rows.enumerate().peekable();
-        if request.whole {
-            let at_once = scratch.len() / request.row_bytes;
-            while let Some(&(k, _)) = rows.peek() {
-                let batch: Vec<_> = rows.by_ref().take(at_once).collect();
-                let chunk = &mut scratch[..batch.len() * request.row_bytes];
-                fetch(request.start + (k * request.row_bytes) as u64, chunk)?;
-                bytes_read += chunk.len() as u64;
-                for (i, (_, row)) in batch.into_iter().enumerate() {
-                    let from = i * request.row_bytes + request.segment.start;
-                    let stored = &chunk[from..from + request.segment.len()];
-                    crate::cpu::decode(stored, &self.encoding, &mut row[..stored.len() / size]);
-                }
-            }
-        } else {
-            let at_once = scratch.len() / size * size;
-            for (k, row) in rows {
-                let mut at = request.start + (k * request.row_bytes + request.segment.start) as u64;
-                let wanted = &mut row[..request.segment.len() / size];
-                for part in wanted.chunks_mut(at_once / size) {
-                    let chunk = &mut scratch[..part.len() * size];
-                    fetch(at, chunk)?;
-                    crate::cpu::decode(chunk, &self.encoding, part);
-                    at += chunk.len() as u64;
-                    bytes_read += chunk.len() as u64;
-                }
-            }
-        }
-        Ok(bytes_read)
     }
 }
 
@@ -212,11 +204,50 @@ pub(crate) fn cost(source: &Source, rect: &Rect) -> u64 {
     }
 }
 
-/// Rows of a file: where they start, how far apart they are, which bytes of each are wanted, and
-/// whether whole rows are fetched for them.
+/// Rows of a file: where they start, how far apart they are, which bytes of each are wanted,
+/// whether whole rows are fetched for them, and bytes of a sample.
 struct Request {
     start: u64,
     row_bytes: usize,
     segment: std::ops::Range<usize>,
     whole: bool,
+    size: usize,
+}
+
+impl Request {
+    /// Read so many rows in chunks, and hand them on.
+    #[inline(always)]
+    fn run(
+        &self,
+        rows: usize,
+        scratch: &mut [u8],
+        read: impl Fn(u64, &mut [u8]) -> Result<()>,
+        mut take: impl FnMut(usize, usize, &[u8]),
+    ) -> Result<u64> {
+        let mut bytes_read = 0;
+        if self.whole {
+            let at_once = scratch.len() / self.row_bytes;
+            for first in (0..rows).step_by(at_once) {
+                let batch = at_once.min(rows - first);
+                let chunk = &mut scratch[..batch * self.row_bytes];
+                read(self.start + (first * self.row_bytes) as u64, chunk)?;
+                bytes_read += chunk.len() as u64;
+                for (k, row) in chunk.chunks(self.row_bytes).enumerate() {
+                    take(first + k, 0, &row[self.segment.clone()]);
+                }
+            }
+        } else {
+            let at_once = scratch.len() / self.size * self.size;
+            for row in 0..rows {
+                let begin = self.start + (row * self.row_bytes + self.segment.start) as u64;
+                for done in (0..self.segment.len()).step_by(at_once) {
+                    let chunk = &mut scratch[..at_once.min(self.segment.len() - done)];
+                    read(begin + done as u64, chunk)?;
+                    take(row, done / self.size, chunk);
+                    bytes_read += chunk.len() as u64;
+                }
+            }
+        }
+        Ok(bytes_read)
+    }
 }

@@ -4,6 +4,8 @@
 //! the workers do with the windows of a step is done by the device, all of it at once, while they load
 //! the next one.
 
+pub mod memory;
+
 use std::ops::Range;
 
 use crate::Result;
