@@ -7,7 +7,7 @@ its compiler do as they should, only a GPU can tell.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,10 @@ class Memory:
 
 
 class Emulated:
-    """Hardware as `zmrs.backends.base.Hardware` says.
+    """Hardware as `zmrs.backends.base.Hardware` says, and as lazy as it may be.
+
+    Nothing is done before it is waited for.  What is brought comes at once, before all that was
+    called earlier, or as late as it may: whoever relies on more is found out.
 
     Parameters
     ----------
@@ -43,13 +46,19 @@ class Emulated:
         What it has; an allocation beyond fails.
     fails_at
         Number of the launch that fails, counted from 1.
+    brings_late
+        Whether what is brought comes late.
     """
 
     name = "emulated"
 
-    def __init__(self, memory_bytes: int = 1 << 40, fails_at: int = 0) -> None:
-        self.memory_bytes, self.fails_at = memory_bytes, fails_at
+    def __init__(
+        self, memory_bytes: int = 1 << 40, fails_at: int = 0, *, brings_late: bool = True
+    ) -> None:
+        self.memory_bytes, self.fails_at, self.brings_late = memory_bytes, fails_at, brings_late
         self.held = self.peak = self.launched = self.uploaded = 0
+        self._queue: list[Callable[[], object]] = []
+        self._bringing: list[Callable[[], object]] = []
         self.pinned: set[int] = set()
         self.allowed: list[int] = []
         self._library: Any = None
@@ -75,26 +84,48 @@ class Emulated:
 
     def upload(self, buffer: Memory, place: int, nbytes: int, at: int = 0) -> None:
         assert at + nbytes <= buffer.nbytes
-        ctypes.memmove(buffer.place + at, place, nbytes)
+        self._queue.append(_copying(buffer, at, place, nbytes))
         self.uploaded += nbytes
 
     def upload_array(self, buffer: Memory, array: np.ndarray, at: int = 0) -> None:
         assert array.flags.c_contiguous
-        self.upload(buffer, array.ctypes.data, array.nbytes, at)
+        assert at + array.nbytes <= buffer.nbytes
+        target = buffer.array
+        self._queue.append(lambda: _move(target, at, array.ctypes.data, array.nbytes))
+        self.uploaded += array.nbytes
+
+    def bring(self, buffer: Memory, place: int, nbytes: int) -> None:
+        assert nbytes <= buffer.nbytes
+        copy = _copying(buffer, 0, place, nbytes)
+        if self.brings_late:
+            self._bringing.append(copy)
+        else:
+            copy()
+        self.uploaded += nbytes
+
+    def join(self) -> None:
+        self._queue += self._bringing
+        self._bringing.clear()
 
     def download(
         self, buffer: Memory, at: int, place: int, row_bytes: int, rows: int, pitch: int
     ) -> None:
         assert at + row_bytes * rows <= buffer.nbytes
-        for row in range(rows):
-            ctypes.memmove(place + row * pitch, buffer.place + at + row * row_bytes, row_bytes)
+        source = buffer.array
+
+        def copy() -> None:
+            for row in range(rows):
+                of_row = source.ctypes.data + at + row * row_bytes
+                ctypes.memmove(place + row * pitch, of_row, row_bytes)
+
+        self._queue.append(copy)
 
     def launch(self, kernel: str, count: int, arguments: Sequence[Any]) -> None:
         self.launched += 1
-        if self.launched == self.fails_at:
-            raise DeviceError("an illegal memory access was encountered")
-        function = getattr(self._library, kernel)
+        number, function = self.launched, getattr(self._library, kernel)
         function.restype = None
+        # A buffer that is given back is not used by others before all is done.
+        kept = [argument.array for argument in arguments if isinstance(argument, Memory)]
         given: list[Any] = [ctypes.c_longlong(count)]
         for argument in arguments:
             if isinstance(argument, Memory):
@@ -103,14 +134,34 @@ class Emulated:
                 given.append(ctypes.c_double(argument))
             else:
                 given.append(ctypes.c_longlong(int(argument)))
-        function(*given)
+
+        def run() -> None:
+            if number == self.fails_at:
+                raise DeviceError("an illegal memory access was encountered")
+            function(*given)
+            kept.clear()
+
+        self._queue.append(run)
 
     def pin(self, place: int, nbytes: int) -> None:
         assert nbytes > 0
         self.pinned.add(place)
 
     def unpin(self) -> None:
+        self._queue.clear()
+        self._bringing.clear()
         self.pinned.clear()
 
     def wait(self) -> None:
-        pass
+        queue, self._queue = self._queue, []
+        for work in queue:
+            work()
+
+
+def _copying(buffer: Memory, at: int, place: int, nbytes: int) -> Callable[[], object]:
+    target = buffer.array
+    return lambda: _move(target, at, place, nbytes)
+
+
+def _move(target: np.ndarray, at: int, place: int, nbytes: int) -> None:
+    ctypes.memmove(target.ctypes.data + at, place, nbytes)

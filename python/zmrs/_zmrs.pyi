@@ -25,6 +25,7 @@ __all__ = [
     "Planes",
     "Source",
     "Step",
+    "Windows",
     "blank_low_coverage",
     "blank_low_coverage_of_arrays",
     "blur_coverage",
@@ -357,23 +358,14 @@ def run_pass_into_arrays(
     """
 
 @final
-class Step:
-    """What a device gets to compute.
+class Windows:
+    """The windows of a step.
 
-    Places are addresses in the memory of the process, which stay as long as the call to which they
-    are given.
+    Places are addresses in the memory of the process, which stay until the step is finished.
     """
 
     @property
-    def rect(self) -> tuple[int, int, int, int]:
-        """Columns and rows of the output: x0, y0, x1, y1."""
-
-    @property
-    def is_first(self) -> bool: ...
-    @property
-    def is_last(self) -> bool: ...
-    @property
-    def windows(self) -> NDArray[int64]:
+    def table(self) -> NDArray[int64]:
         """A row a window, in job order, of ten numbers.
 
         Input, first and past the last output column that it serves, x0, y0, x1, y1 of its pixels,
@@ -394,6 +386,21 @@ class Step:
     def exact(self) -> tuple[int, int]:
         """Place and number of all exact coordinates, double precision."""
 
+@final
+class Step:
+    """What a device gets to compute.
+
+    Places are addresses in the memory of the process, which stay until the step is finished.
+    """
+
+    @property
+    def rect(self) -> tuple[int, int, int, int]:
+        """Columns and rows of the output: x0, y0, x1, y1."""
+
+    @property
+    def is_first(self) -> bool: ...
+    @property
+    def is_last(self) -> bool: ...
     @property
     def bounds(self) -> list[int]:
         """Places of the bounds of the samples, single precision, as large as `rect`."""

@@ -73,11 +73,19 @@ impl Device {
 }
 
 impl device::Device for Device {
-    fn compute(&self, step: DeviceStep) -> zmrs_core::Result<()> {
+    fn bring(&self, loaded: &[Loaded]) -> zmrs_core::Result<()> {
         self.call(|object| {
-            let step = Step::new(object.py(), step);
-            object.call_method1("compute", (step,)).map(drop)
+            let windows = Windows::new(object.py(), loaded);
+            object.call_method1("bring", (windows,)).map(drop)
         })
+    }
+
+    fn start(&self, step: DeviceStep) -> zmrs_core::Result<()> {
+        self.call(|object| object.call_method1("start", (Step::new(step),)).map(drop))
+    }
+
+    fn finish(&self) -> zmrs_core::Result<()> {
+        self.call(|object| object.call_method0("finish").map(drop))
     }
 
     fn cover(&self, window: usize, part: &Rect, covered: &mut [u8]) -> zmrs_core::Result<()> {
@@ -135,34 +143,25 @@ impl device::CoverageDevice for Device {
     }
 }
 
-/// What the device gets to compute. Places are addresses in the memory of this process, which stay as
-/// long as the call to which they are given.
+/// The windows of a step. Places are addresses in the memory of this process, which stay until the
+/// step is finished.
 #[pyclass(frozen, get_all, module = "zmrs._zmrs")]
-pub struct Step {
-    /// Columns and rows of the output: x0, y0, x1, y1.
-    rect: (i64, i64, i64, i64),
-    is_first: bool,
-    is_last: bool,
+pub struct Windows {
     /// A row a window, in job order: input, first and past the last output column that it serves,
     /// x0, y0, x1, y1 of its pixels, where they begin among all, where its exact coordinates do, and
     /// whether it holds its samples as they are stored, as far as the frame goes, plane after plane,
     /// each from a whole single-precision value on.
-    windows: Py<PyArray2<i64>>,
+    table: Py<PyArray2<i64>>,
     /// Cells of exact coordinates, for windows that have some: window, and their numbers in order.
     exact_cells: Vec<(usize, Py<PyArray1<u32>>)>,
     /// Place and number of all single-precision values that the windows take.
     pixels: (usize, usize),
     /// Place and number of all exact coordinates, double precision.
     exact: (usize, usize),
-    /// Places of the bounds of the samples, single precision, as large as `rect`.
-    bounds: Vec<usize>,
-    /// Places of the planes of the output, rows as wide as the canvas.
-    planes: Vec<usize>,
 }
 
-impl Step {
-    fn new(py: Python<'_>, step: DeviceStep) -> Self {
-        let DeviceStep { rect, is_first, is_last, loaded, bounds, mut planes } = step;
+impl Windows {
+    fn new(py: Python<'_>, loaded: &[Loaded]) -> Self {
         let (mut pixels, mut exact) = (0, 0);
         let mut rows = Vec::with_capacity(COLUMNS * loaded.len());
         let mut exact_cells = Vec::new();
@@ -178,15 +177,36 @@ impl Step {
             }
         }
         let place_of = |values: Option<*const f32>| values.map_or(0, |at| at as usize);
-        let windows = rows.into_pyarray(py).reshape([loaded.len(), COLUMNS]);
+        let table = rows.into_pyarray(py).reshape([loaded.len(), COLUMNS]);
+        Self {
+            table: table.expect("so many numbers a window").unbind(),
+            exact_cells,
+            pixels: (place_of(loaded.first().map(|one| one.pixels.as_ptr())), pixels),
+            exact: (loaded.first().map_or(0, |one| one.exact.as_ptr() as usize), exact),
+        }
+    }
+}
+
+/// What the device gets to compute. Places are addresses, as above.
+#[pyclass(frozen, get_all, module = "zmrs._zmrs")]
+pub struct Step {
+    /// Columns and rows of the output: x0, y0, x1, y1.
+    rect: (i64, i64, i64, i64),
+    is_first: bool,
+    is_last: bool,
+    /// Places of the bounds of the samples, single precision, as large as `rect`.
+    bounds: Vec<usize>,
+    /// Places of the planes of the output, rows as wide as the canvas.
+    planes: Vec<usize>,
+}
+
+impl Step {
+    fn new(step: DeviceStep) -> Self {
+        let DeviceStep { rect, is_first, is_last, bounds, mut planes } = step;
         Self {
             rect: (rect.x0, rect.y0, rect.x1, rect.y1),
             is_first,
             is_last,
-            windows: windows.expect("so many numbers a window").unbind(),
-            exact_cells,
-            pixels: (place_of(loaded.first().map(|one| one.pixels.as_ptr())), pixels),
-            exact: (loaded.first().map_or(0, |one| one.exact.as_ptr() as usize), exact),
             bounds: bounds.iter().map(|plane| plane.as_ptr() as usize).collect(),
             planes: planes.iter_mut().map(|plane| plane.as_mut_ptr() as usize).collect(),
         }

@@ -18,7 +18,9 @@ use pyo3::prelude::*;
 #[pymodule]
 mod _zmrs {
     #[pymodule_export]
-    use super::device::{Step, describe_blur, describe_input, describe_job, grid_of_input};
+    use super::device::{
+        Step, Windows, describe_blur, describe_input, describe_job, grid_of_input,
+    };
     #[pymodule_export]
     use super::geometry::CoordGrid;
     #[pymodule_export]

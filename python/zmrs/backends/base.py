@@ -21,8 +21,17 @@ class Device(Protocol):
     The engine calls it from threads of its own, never from two at once.
     """
 
-    def compute(self, step: _zmrs.Step) -> None:
-        """Compute a step into the planes that it names, or keep its running values."""
+    def bring(self, windows: _zmrs.Windows) -> None:
+        """Copy the windows of the next step, while the one before may still be computed."""
+
+    def start(self, step: _zmrs.Step) -> None:
+        """Begin to compute a step, from the windows that were brought last.
+
+        It goes into the planes that the step names, or its running values are kept.
+        """
+
+    def finish(self) -> None:
+        """Wait until that is done."""
 
     def cover(self, window: int, part: tuple[int, int, int, int], place: int) -> None:
         """Write where the mask of a window of the present step covers pixels.
@@ -93,7 +102,9 @@ class Buffer(Protocol):
 
 
 class Hardware(Protocol):
-    """A device as such: memory, copies, kernels.  Everything happens in the order of the calls.
+    """A device as such: memory, copies, kernels.
+
+    Everything happens in the order of the calls, but for what `bring` does.
 
     Any call raises `zmrs.errors.DeviceMemoryError` when memory runs out there, and
     `zmrs.errors.DeviceError` for all else.
@@ -124,6 +135,12 @@ class Hardware(Protocol):
     def upload_array(self, buffer: Buffer, array: NDArray[np.generic], at: int = 0) -> None:
         """Copy a contiguous array into a buffer, from byte `at` on."""
 
+    def bring(self, buffer: Buffer, place: int, nbytes: int) -> None:
+        """Copy bytes from an address of the process into a buffer, beside whatever happens."""
+
+    def join(self) -> None:
+        """Let what is called from now on wait for all that is being brought."""
+
     def download(
         self, buffer: Buffer, at: int, place: int, row_bytes: int, rows: int, pitch: int
     ) -> None:
@@ -145,4 +162,4 @@ class Hardware(Protocol):
         """Forget all memory of the process that is pinned."""
 
     def wait(self) -> None:
-        """Wait until all is done."""
+        """Wait until all is done, but for what is only being brought."""

@@ -43,6 +43,8 @@ class Buffered:
         """The buffer of a name, with room for so many bytes."""
         found = self._buffers.get(name)
         if found is None or found.nbytes < nbytes:
+            # What is being computed may look at buffers that go.
+            self._hardware.wait()
             # First the old one goes: both may not fit.
             found = None
             self._buffers.pop(name, None)

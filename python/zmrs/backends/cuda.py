@@ -87,6 +87,8 @@ class Cuda:
             self._device = cupy.cuda.Device(0)
             with self._device:
                 self._stream = cupy.cuda.Stream(non_blocking=True)
+                self._bringing = cupy.cuda.Stream(non_blocking=True)
+                self._brought = cupy.cuda.Event(disable_timing=True)
                 self._pool = cupy.cuda.MemoryPool()
                 properties = self._runtime.getDeviceProperties(0)
                 self._runtime.deviceSynchronize()
@@ -142,7 +144,8 @@ class Cuda:
         self.upload_array(buffer, array)
         self.wait()
         self.pin(array.ctypes.data, array.nbytes)
-        self.upload(buffer, array.ctypes.data, array.nbytes)
+        self.bring(buffer, array.ctypes.data, array.nbytes)
+        self.join()
         self.download(buffer, 0, array.ctypes.data, array.nbytes, 1, array.nbytes)
         self.wait()
         self.unpin()
@@ -160,6 +163,18 @@ class Cuda:
             kind = self._runtime.memcpyHostToDevice
             target = buffer.address + at
             self._runtime.memcpyAsync(target, place, nbytes, kind, self._stream.ptr)
+
+    def bring(self, buffer: Any, place: int, nbytes: int) -> None:
+        """See `zmrs.backends.base.Hardware`."""
+        with _told(), self._device:
+            kind = self._runtime.memcpyHostToDevice
+            self._runtime.memcpyAsync(buffer.address, place, nbytes, kind, self._bringing.ptr)
+
+    def join(self) -> None:
+        """See `zmrs.backends.base.Hardware`."""
+        with _told(), self._device:
+            self._brought.record(self._bringing)
+            self._stream.wait_event(self._brought)
 
     def upload_array(self, buffer: Any, array: NDArray[np.generic], at: int = 0) -> None:
         """See `zmrs.backends.base.Hardware`."""
@@ -219,8 +234,9 @@ class Cuda:
         """See `zmrs.backends.base.Hardware`."""
         places, self._pinned = list(self._pinned), {}
         # Nothing here may hide why a pass has failed.
-        with contextlib.suppress(Exception):
-            self._stream.synchronize()
+        for stream in (self._bringing, self._stream):
+            with contextlib.suppress(Exception):
+                stream.synchronize()
         for place in places:
             with contextlib.suppress(Exception), self._device:
                 self._runtime.hostUnregister(place)

@@ -140,6 +140,8 @@ class GpuPass(Buffered):
         self._counters = [self._put(name, zeros) for name in ("samples", "rejected")]
         self._tell_inputs(job)
         self._scene: list[Buffer | int | float] = []
+        self._windows: _zmrs.Windows
+        self._turn = 0
 
     # ------------------------------------------------------------------------------ before the pass
 
@@ -185,12 +187,27 @@ class GpuPass(Buffered):
     # -------------------------------------------------------------------------------- in the pass
 
     @guarded()
-    def compute(self, step: _zmrs.Step) -> None:
+    def bring(self, windows: _zmrs.Windows) -> None:
+        """See `zmrs.backends.base.Device`."""
+        # What is computed meanwhile looks at the buffers of the other turn.
+        self._turn = 1 - self._turn
+        self._windows = windows
+        for name, (place, count), size in (
+            ("loaded", windows.pixels, 4),
+            ("exact", windows.exact, 8),
+        ):
+            buffer = self._room(f"{name} {self._turn}", size * count)
+            if count:
+                self._hardware.pin(place, size * count)
+                self._hardware.bring(buffer, place, size * count)
+
+    @guarded()
+    def start(self, step: _zmrs.Step) -> None:
         """See `zmrs.backends.base.Device`."""
         x0, y0, x1, y1 = step.rect
-        width, rows = x1 - x0, y1 - y0
-        area = width * rows
-        self._load(step)
+        area = (x1 - x0) * (y1 - y0)
+        self._hardware.join()
+        self._look(step)
         out = self._room("out", 4 * len(step.planes) * area if step.is_last else 0)
         if METHODS[self._method] in _OF_ALL_SAMPLES:
             self._stack(area, out)
@@ -198,6 +215,10 @@ class GpuPass(Buffered):
             self._run(step, area, out)
         if step.is_last:
             self._fetch(out, step, area)
+
+    @guarded()
+    def finish(self) -> None:
+        """See `zmrs.backends.base.Device`."""
         self._hardware.wait()
 
     def _run(self, step: _zmrs.Step, area: int, out: Buffer) -> None:
@@ -223,67 +244,49 @@ class GpuPass(Buffered):
             more = [bounds, self._rules[4], *both, kept(3 * n + with_variance), out]
             self._hardware.launch("within", area, [*self._scene, *more, *self._counters])
 
-    def _load(self, step: _zmrs.Step) -> None:
-        """Bring the windows of a step to the device, with where output pixels fall in them."""
+    def _look(self, step: _zmrs.Step) -> None:
+        """Find out where the output pixels of a step fall in its windows, and decode these."""
         # It would keep buffers of the step before that are too small for this one.
         self._scene = []
         x0, y0, x1, y1 = step.rect
-        windows = step.windows
-        n_windows = len(windows)
-        of = windows[:, 0]
+        rows = y1 - y0
+        windows, held = self._windows.table, self._buffers
+        n_windows, of = len(windows), windows[:, 0]
         table = np.empty((n_windows, 13), np.int64)
         table[:, :5] = windows[:, :5]
         table[:, 5:7] = windows[:, 5:7] - windows[:, 3:5]
         table[:, 7:9] = windows[:, 7:9]
         table[:, 9] = -1
-        records = self._exact_places(step, table)
+        records = self._exact_places(table)
         areas = table[:, 5] * table[:, 6]
         table[:, 10] = np.cumsum(areas) - areas
         table[:, 11:] = windows[:, [7, 9]]
-        values = areas * self._planes[of]
-        is_decoded = not windows[:, 9].any()
-        if not is_decoded:
+        loaded = pixels = held[f"loaded {self._turn}"]
+        is_stored = windows[:, 9].any()
+        if is_stored:
+            values = areas * self._planes[of]
             table[:, 7] = np.cumsum(values) - values
+            pixels = self._room("pixels", 4 * int(values.sum()))
         # Columns of cells that a window may touch at most.
         served = np.minimum(windows[:, 2], x1) - np.maximum(windows[:, 1], x0)
         spans = np.minimum((np.maximum(served, 0) >> self._shift[of]) + 2, self._across[of])
         columns = int(spans.max(initial=1))
-        rows = y1 - y0
-        place, count = step.pixels
-        loaded = self._room("pixels" if is_decoded else "stored", 4 * count)
-        if count:
-            self._hardware.pin(place, 4 * count)
-            self._hardware.upload(loaded, place, 4 * count)
-        exact = self._room("exact", 8 * step.exact[1])
-        if step.exact[1]:
-            self._hardware.upload(exact, step.exact[0], 8 * step.exact[1])
-        table_buffer = self._put("windows", table)
-        cubics = self._room("cubics", 64 * n_windows * rows * columns)
-        held = self._buffers
-        if is_decoded:
-            pixels = loaded
-        else:
-            pixels = self._room("pixels", 4 * int(values.sum()))
-            how: list[Buffer | int | float] = [held["inputs"], held["weightings"], loaded, pixels]
-            count = int(areas.sum())
-            self._hardware.launch("decode", count, [table_buffer, n_windows, *how])
-        self._hardware.launch(
-            "place_rows",
-            n_windows * rows * columns,
-            [table_buffer, held["inputs"], held["nodes"], x0, y0, rows, columns, cubics],
-        )
         listed, strips = _over_strips(windows, x0, x1)
         self._depth = int(np.diff(strips).max(initial=0))
+        told = self._put("windows", table)
+        cubics = self._room("cubics", 64 * n_windows * rows * columns)
+        launch = self._hardware.launch
+        if is_stored:
+            how = (held["inputs"], held["weightings"], loaded, pixels)
+            launch("decode", int(areas.sum()), [told, n_windows, *how])
+        where = (held["inputs"], held["nodes"], x0, y0, rows, columns)
+        launch("place_rows", n_windows * rows * columns, [told, *where, cubics])
+        tables = ("inputs", "weightings", "gains", "offsets", "variances", "cells")
         self._scene = [
-            table_buffer,
-            held["inputs"],
-            held["weightings"],
-            held["gains"],
-            held["offsets"],
-            held["variances"],
-            held["cells"],
+            told,
+            *(held[name] for name in tables),
             cubics,
-            exact,
+            held[f"exact {self._turn}"],
             self._put("records", records),
             pixels,
             held["taps"],
@@ -296,10 +299,10 @@ class GpuPass(Buffered):
             columns,
         ]
 
-    def _exact_places(self, step: _zmrs.Step, table: NDArray[np.int64]) -> NDArray[np.int32]:
+    def _exact_places(self, table: NDArray[np.int64]) -> NDArray[np.int32]:
         """For windows with exact cells: the place of each cell's coordinates among the window's."""
         places, begin = [np.empty(0, np.int32)], 0
-        for window, numbers in step.exact_cells:
+        for window, numbers in self._windows.exact_cells:
             records = self._records[int(table[window, 0])]
             place = np.minimum(np.searchsorted(numbers, records), len(numbers) - 1)
             places.append(np.where(numbers[place] == records, place, -1).astype(np.int32))

@@ -223,7 +223,7 @@ impl Layout {
             need.values[k % 2] = need.values[k % 2].max(step.len(job));
             need.exact[k % 2] = need.exact[k % 2].max(step.exact_len(job));
             if room.device.is_some() {
-                need.device.extend(job, &step);
+                need.device.extend(job, &step, k);
             }
             if !need.fits(job, room) || step.windows.iter().any(|w| w.rect.area() > MOST_PIXELS) {
                 return None;

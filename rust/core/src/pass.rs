@@ -271,20 +271,8 @@ enum Task<'a> {
     Load(LoadTask<'a>),
     /// Output rows of the present step.
     Rows(OutputRows<'a>),
-    /// All of them, on the device, with room for what it says of where inputs lie.
-    Device(DeviceRows<'a>),
     /// Output rows that the device has computed.
     Computed(OutputRows<'a>),
-}
-
-/// What the device computes of a step.
-struct DeviceRows<'a> {
-    rect: Rect,
-    is_first: bool,
-    is_last: bool,
-    bounds: Vec<&'a mut [f32]>,
-    planes: Vec<&'a mut [f32]>,
-    covered: &'a mut [u8],
 }
 
 impl Pass<'_> {
@@ -307,6 +295,7 @@ impl Pass<'_> {
         if let Some(first) = &present {
             let tasks = self.loader.tasks(first, now, &[]).into_iter().map(Task::Load);
             self.run(crew, tasks.collect(), &[])?;
+            self.bring(&now.loaded(self.job, first))?;
         }
         while let Some(step) = present {
             let following = steps.next();
@@ -317,9 +306,14 @@ impl Pass<'_> {
                     self.loader.tasks(following, next, &loaded).into_iter().map(Task::Load),
                 );
             }
-            if self.device.is_some() {
-                tasks.insert(0, Task::Device(self.device_rows(&step, output)));
+            if let Some(device) = self.device {
+                self.start(device, &step, output)?;
                 self.run(crew, tasks, &loaded)?;
+                if let Some(following) = &following {
+                    self.bring(&next.loaded(self.job, following))?;
+                }
+                self.mark(device, &step, &loaded, &mut crew[0].bench, &mut output.covered)?;
+                device.finish()?;
                 let rows = if step.is_last { self.row_tasks(&step, output) } else { Vec::new() };
                 tasks = rows.into_iter().map(Task::Computed).collect();
             } else {
@@ -349,19 +343,63 @@ impl Pass<'_> {
         step.rect.y0.max(self.first_row as i64)..step.rect.y1
     }
 
-    /// The rows of `step`, for the device.
-    fn device_rows<'a>(&self, step: &Step, output: &'a mut Output) -> DeviceRows<'a> {
+    /// Let the device, if there is one, copy the windows of its next step.
+    fn bring(&self, loaded: &[Loaded]) -> Result<()> {
+        self.device.map_or(Ok(()), |device| device.bring(loaded))
+    }
+
+    /// Have the device begin with the rows of `step`.
+    fn start(&self, device: &dyn Device, step: &Step, output: &mut Output) -> Result<()> {
+        self.cancel.check()?;
         let rows = self.rows_of(step);
         let count = (rows.end - rows.start) as usize;
-        let (area, len) = (count * step.rect.width(), count * self.job.width);
-        DeviceRows {
-            rect: Rect::new(step.rect.x0..step.rect.x1, rows),
+        let rect = Rect::new(step.rect.x0..step.rect.x1, rows);
+        let (area, len) = (rect.area(), count * self.job.width);
+        let mut bounds: Vec<_> = output.bounds.iter_mut().map(|plane| &mut plane[..area]).collect();
+        if let Some(file) = self.bounds
+            && step.is_first
+        {
+            for (k, plane) in bounds.iter_mut().enumerate() {
+                file.read_rect(k, &rect, plane)?;
+            }
+        }
+        device.start(DeviceStep {
+            rect,
             is_first: step.is_first,
             is_last: step.is_last,
-            bounds: output.bounds.iter_mut().map(|plane| &mut plane[..area]).collect(),
+            bounds: bounds.iter().map(|plane| &**plane).collect(),
             planes: output.band.planes.iter_mut().map(|plane| &mut plane[..len]).collect(),
-            covered: &mut output.covered,
+        })
+    }
+
+    /// Mark where the device finds the inputs of a step.
+    fn mark(
+        &self,
+        device: &dyn Device,
+        step: &Step,
+        loaded: &[Loaded],
+        bench: &mut Bench,
+        covered: &mut [u8],
+    ) -> Result<()> {
+        let Some(marks) = self.marks else { return Ok(()) };
+        let rows = self.rows_of(step);
+        let end = rows.end;
+        for y in rows.step_by(coadd::ROWS) {
+            let together = y..end.min(y + coadd::ROWS as i64);
+            let lines = together.start as usize..together.end as usize;
+            for (number, Loaded { window, .. }) in loaded.iter().enumerate() {
+                let grid = self.job.inputs[window.input].grid.rect();
+                let served = Rect::new(window.out_x.clone(), together.clone());
+                let part = served.intersect(&step.rect).intersect(&grid);
+                if !part.is_empty() {
+                    let covered = &mut covered[..part.area()];
+                    device.cover(number, &part, covered)?;
+                    bench.mark(window.input, &part, covered, &lines, marks);
+                }
+            }
+            bench.flush_marks(&lines, marks)?;
         }
+        Ok(())
     }
 
     /// The rows of `step` in pieces for the workers, with their places in `output`.
@@ -409,7 +447,6 @@ impl Pass<'_> {
                 worker.bench.compute(self.job, &self.table, loaded, marks, bounds, &mut rows)?;
                 self.finish(&mut rows)
             }
-            Task::Device(rows) => self.on_device(rows, loaded, &mut worker.bench),
             Task::Computed(mut rows) => self.finish(&mut rows),
         }
     }
@@ -420,38 +457,6 @@ impl Pass<'_> {
         if rows.is_last && rows.rect.x1 == self.job.width as i64 {
             let span = rows.rect.y0 as usize..rows.rect.y1 as usize;
             self.sink.finish(span, &mut rows.planes)?;
-        }
-        Ok(())
-    }
-
-    /// Have the device compute rows, and mark where it finds the inputs.
-    fn on_device(&self, rows: DeviceRows, loaded: &[Loaded], bench: &mut Bench) -> Result<()> {
-        let device = self.device.expect("only with a device there are rows for it");
-        let DeviceRows { rect, is_first, is_last, mut bounds, planes, covered } = rows;
-        if let Some(file) = self.bounds
-            && is_first
-        {
-            for (k, plane) in bounds.iter_mut().enumerate() {
-                file.read_rect(k, &rect, plane)?;
-            }
-        }
-        let bounds = bounds.iter().map(|plane| &**plane).collect();
-        device.compute(DeviceStep { rect, is_first, is_last, loaded, bounds, planes })?;
-        let Some(marks) = self.marks else { return Ok(()) };
-        for y in (rect.y0..rect.y1).step_by(coadd::ROWS) {
-            let together = y..rect.y1.min(y + coadd::ROWS as i64);
-            let lines = together.start as usize..together.end as usize;
-            for (number, Loaded { window, .. }) in loaded.iter().enumerate() {
-                let grid = self.job.inputs[window.input].grid.rect();
-                let served = Rect::new(window.out_x.clone(), together.clone());
-                let part = served.intersect(&rect).intersect(&grid);
-                if !part.is_empty() {
-                    let covered = &mut covered[..part.area()];
-                    device.cover(number, &part, covered)?;
-                    bench.mark(window.input, &part, covered, &lines, marks);
-                }
-            }
-            bench.flush_marks(&lines, marks)?;
         }
         Ok(())
     }

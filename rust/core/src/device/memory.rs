@@ -34,12 +34,13 @@ pub fn pixel_bytes(job: &Job, layout: Layout) -> u64 {
 /// What the steps of a pass take at their worst, buffer by buffer: none becomes smaller again.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Need {
-    /// Values of windows, as they are loaded.
-    loaded: usize,
-    /// The same, decoded.
+    /// Values of windows, as they are loaded, and doubles of their exact coordinates: of steps in turn,
+    /// since those of the next one come while one is computed.
+    loaded: [usize; 2],
+    exact: [usize; 2],
+    /// Values of the windows, decoded.
     decoded: usize,
-    /// Doubles of exact coordinates, and places of their cells.
-    exact: usize,
+    /// Places of cells with exact coordinates.
     records: usize,
     /// Coefficients of the rows of cells.
     cubics: usize,
@@ -50,16 +51,17 @@ pub struct Need {
 }
 
 impl Need {
-    /// Take in a step.
-    pub fn extend(&mut self, job: &Job, step: &Step) {
+    /// Take in the step of a number.
+    pub fn extend(&mut self, job: &Job, step: &Step, number: usize) {
         let (mut found, mut listed, mut cells_across) = (Self::default(), 0, 0);
+        let turn = number % 2;
         let is_any_stored = step.windows.iter().any(|window| window.is_stored);
         let mut changes = vec![0_isize; step.rect.width().div_ceil(STRIP) + 1];
         for window in &step.windows {
             let grid = &job.inputs[window.input].grid;
-            found.loaded += window.len(job);
+            found.loaded[turn] += window.len(job);
             found.decoded += if is_any_stored { window.values(job) } else { 0 };
-            found.exact += window.exact_len(job);
+            found.exact[turn] += window.exact_len(job);
             found.records += if window.exact.is_empty() { 0 } else { grid.cells().len() };
             let first = (window.out_x.start.max(step.rect.x0) - step.rect.x0) as usize;
             let past = (window.out_x.end.min(step.rect.x1) - step.rect.x0).max(0) as usize;
@@ -83,9 +85,11 @@ impl Need {
     }
 
     fn unite(&mut self, other: &Self) {
-        self.loaded = self.loaded.max(other.loaded);
+        for turn in 0..2 {
+            self.loaded[turn] = self.loaded[turn].max(other.loaded[turn]);
+            self.exact[turn] = self.exact[turn].max(other.exact[turn]);
+        }
         self.decoded = self.decoded.max(other.decoded);
-        self.exact = self.exact.max(other.exact);
         self.records = self.records.max(other.records);
         self.cubics = self.cubics.max(other.cubics);
         self.told = self.told.max(other.told);
@@ -95,8 +99,9 @@ impl Need {
     /// Bytes of all that, and of the samples of a slice.
     pub fn bytes(&self, job: &Job) -> u64 {
         let each = if job.combine.is_stacked() { sample_bytes(job) } else { 0 };
-        ((self.loaded + self.decoded) * size_of::<f32>()
-            + self.exact * size_of::<f64>()
+        let [loaded, exact] = [self.loaded, self.exact].map(|turns| turns[0] + turns[1]);
+        ((loaded + self.decoded) * size_of::<f32>()
+            + exact * size_of::<f64>()
             + self.records * size_of::<i32>()
             + self.cubics * CUBICS_BYTES
             + self.told

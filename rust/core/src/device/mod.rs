@@ -2,7 +2,7 @@
 //!
 //! The loop of a pass stays what it is: windows are loaded, bands written, a step at a time. Only what
 //! the workers do with the windows of a step is done by the device, all of it at once, while they load
-//! the next one.
+//! the next one, and while that is copied to the device.
 
 pub mod memory;
 
@@ -21,8 +21,6 @@ pub struct DeviceStep<'a> {
     pub is_first: bool,
     /// Whether the last ones are.
     pub is_last: bool,
-    /// Windows of the inputs, in job order; they lie one after the other.
-    pub loaded: &'a [Loaded<'a>],
     /// Lower and upper bounds of the samples of each channel, as wide as the block; none in a sweep
     /// that holds samples against nothing.
     pub bounds: Vec<&'a [f32]>,
@@ -33,10 +31,21 @@ pub struct DeviceStep<'a> {
 /// Valid samples of each input, and rejected ones.
 pub type Counts = (Vec<u64>, Vec<u64>);
 
-/// Who computes the steps of a pass in the workers' place, one after the other.
+/// Who computes the steps of a pass in the workers' place, one after the other; it is called from one
+/// thread at a time.
+///
+/// All that it is handed stays where it is until the step is finished to which it belongs.
 pub trait Device: Sync {
-    /// Compute a step into its planes, if it is the last of its block; else keep the running values.
-    fn compute(&self, step: DeviceStep) -> Result<()>;
+    /// The windows of the next step are loaded, in job order, one after the other: they may be copied,
+    /// while the step before is computed.
+    fn bring(&self, loaded: &[Loaded]) -> Result<()>;
+
+    /// Begin with a step, whose windows were brought last: to compute it into its planes, if it is the
+    /// last of its block, else to keep the running values.
+    fn start(&self, step: DeviceStep) -> Result<()>;
+
+    /// Wait for what was begun.
+    fn finish(&self) -> Result<()>;
 
     /// Where the mask of a window of the present step covers the pixels of `part`: not 0, by row.
     fn cover(&self, window: usize, part: &Rect, covered: &mut [u8]) -> Result<()>;
