@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from zmrs import (
     selection,
     survey,
 )
-from zmrs.backends.choose import Backend, open_backend
+from zmrs.backends.choose import Backend, obstacle, open_backend
 from zmrs.backends.ladder import remembered
 from zmrs.config import without_effect
 from zmrs.errors import BudgetError, InputError, UsageError
@@ -219,7 +220,7 @@ def prepare(
     peak_before = limits.peak_resident_bytes()
     for sentence in without_effect(options):
         log.warning("%s", sentence)
-    caps, allowed, backend = _machine(options, plan, held_bytes)
+    caps, allowed = _machine(options, plan, held_bytes)
     if options.scratch is not None and not Path(options.scratch).is_dir():
         raise UsageError(f"--scratch {options.scratch}: there is no such folder; make it first.")
     clock = Clock(seconds)
@@ -256,12 +257,8 @@ def prepare(
         log.info("%d subs in %d batches", len(placed), len(batches))
         last, _ = stack_job(batches, channels, chosen, options, threshold)
         last_options = sds.stack_options(options)
-    without_gpu, note = backend.against(*([job] if batches else []), last)
-    check_gpu(options, plan, without_gpu=without_gpu, note=note)
-    room = _room(
-        chosen, placed, options, caps, allowed, plan, peak_before, base, in_memory, without_gpu
-    )
-    room = replace(room, has_context=backend.hardware is not None)
+    room_on = partial(_room, chosen, placed, options, allowed, plan, peak_before, base, in_memory)
+    backend, room = _computed_by(options, plan, caps, allowed, (job, batches, last), room_on)
     if selected.unmet_bytes:
         # It will refuse, and name a limit that does for everything.
         room = replace(
@@ -315,18 +312,16 @@ def prepare(
 
 def _machine(
     options: Options, plan: Plan | None, held_bytes: int
-) -> tuple[Capabilities, Allowance, Backend]:
-    """The machine, the memory limit on it, and what may compute there."""
+) -> tuple[Capabilities, Allowance]:
+    """The machine, and the memory limit on it."""
     caps = detect_capabilities(gpu=False)
     allowed = allowance(options.memory, caps.limits, held_bytes)
     allowed.check_libraries(limits.resident_bytes())
     _warn_of_scarcity(allowed, caps)
-    backend = open_backend(options.gpu, plan, allowed.bytes - limits.resident_bytes())
-    check_gpu(options, plan, without_gpu=backend.reason, note=backend.note)
-    if backend.hardware is not None:
-        # Only now more is asked of the GPU: that costs seconds and memory.
-        caps = detect_capabilities()
-    return caps, allowed, backend
+    without = obstacle(options.gpu, plan)
+    if without is not None:
+        check_gpu(options, plan, without_gpu=without.reason, note=without.note)
+    return caps, allowed
 
 
 def _gathered(
@@ -407,6 +402,33 @@ class Room:
         `whole` is the job of all inputs, and the last one itself if there are no batches.  A
         refusal names the smallest limit that works for all of them.
         """
+        layouts, refusals = self._tried(whole, batches, last)
+        if refusals and self.plan.use_gpu and not self.demands_gpu:
+            plan = on_cpu(self.plan, "gpu_does_not_fit")
+            return replace(self, plan=plan).cut(whole, batches, last)
+        if refusals:
+            worst = max(refusals, key=lambda refusal: refusal.least_bytes)
+            advice = self.allowed.advice(str(worst))
+            if self.has_context and not self.demands_gpu:
+                advice += " A GPU context has taken a part of it: --gpu off does without."
+            raise BudgetError(advice, worst.least_bytes)
+        *of_batches, layout = layouts
+        log.info("plan=%s (memory: %s)", describe(layout.plan), self.allowed.reason)
+        numbers = (batch.number for batch in batches)
+        return dict(zip(numbers, of_batches, strict=True)), layout
+
+    def fits(self, whole: _zmrs.Job, batches: Sequence[sds.Batch], last: _zmrs.Job) -> bool:
+        """Whether the passes of a job, as for `cut`, fit."""
+        return not self._tried(whole, batches, last)[1]
+
+    def less(self, others_bytes: int) -> Room:
+        """What is left when others take so much of it."""
+        return replace(self, reserved_bytes=self.reserved_bytes + others_bytes)
+
+    def _tried(
+        self, whole: _zmrs.Job, batches: Sequence[sds.Batch], last: _zmrs.Job
+    ) -> tuple[list[_zmrs.Layout], list[BudgetError]]:
+        """The layouts of the passes that fit, and the refusals of others."""
         layouts, refusals = [], []
         for job in (*(batch.job(whole) for batch in batches), last):
             try:
@@ -423,31 +445,51 @@ class Room:
                 )
             except BudgetError as refusal:
                 refusals.append(refusal)
-        if refusals and self.plan.use_gpu and not self.demands_gpu:
-            plan = on_cpu(self.plan, "gpu_does_not_fit")
-            return replace(self, plan=plan).cut(whole, batches, last)
-        if refusals:
-            worst = max(refusals, key=lambda refusal: refusal.least_bytes)
-            advice = self.allowed.advice(str(worst))
-            if self.has_context and not self.demands_gpu:
-                advice += " A GPU context has taken a part of it: --gpu off does without."
-            raise BudgetError(advice, worst.least_bytes)
-        *of_batches, layout = layouts
-        log.info("plan=%s (memory: %s)", describe(layout.plan), self.allowed.reason)
-        numbers = (batch.number for batch in batches)
-        return dict(zip(numbers, of_batches, strict=True)), layout
+        return layouts, refusals
+
+
+def _computed_by(
+    options: Options,
+    given: Plan | None,
+    caps: Capabilities,
+    allowed: Allowance,
+    passes: tuple[_zmrs.Job, Sequence[sds.Batch], _zmrs.Job],
+    room_on: Callable[[Capabilities, str], Room],
+) -> tuple[Backend, Room]:
+    """What computes the passes of a job, and what they may take beside it.
+
+    The passes are as for `Room.cut`; `room_on` says what they may take on a machine, given why they
+    cannot run on its GPU.
+    """
+    job, batches, last = passes
+
+    def fits(context_bytes: int) -> bool:
+        if allowed.bytes - limits.resident_bytes() < context_bytes:
+            return False
+        # Who demands the GPU is told if the job does not fit beside it.
+        if options.gpu == "on":
+            return True
+        return room_on(caps, "gpu_host_memory").less(context_bytes).fits(job, batches, last)
+
+    backend = open_backend(options.gpu, given, fits)
+    without_gpu, note = backend.against(*([job] if batches else []), last)
+    check_gpu(options, given, without_gpu=without_gpu, note=note)
+    if backend.hardware is None:
+        return backend, room_on(caps, without_gpu)
+    # Only now more is asked of the GPU: that costs seconds and memory.
+    return backend, replace(room_on(detect_capabilities(), without_gpu), has_context=True)
 
 
 def _room(
     grid: Grid,
     placed: Sequence[Placed],
     options: Options,
-    caps: Capabilities,
     allowed: Allowance,
     given: Plan | None,
     peak_before: int,
     base: Finished | None,
     in_memory: bool,
+    caps: Capabilities,
     without_gpu: str,
 ) -> Room:
     # What was mapped meanwhile is lost to an address-space limit.

@@ -54,11 +54,14 @@ def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def on_gpu(driver: Path, *args: object, match: str = "offset", **fake: int) -> Outcome:
-    """A command on a machine with the stand-in."""
+def on_gpu(
+    driver: Path, *args: object, command: tuple[str, ...] | None = None, **fake: int
+) -> Outcome:
+    """A command on a machine with the stand-in; that of zmrs, or another of Python."""
     more = {f"FAKE_GPU_{name.upper()}": str(value) for name, value in fake.items()}
-    env = clean_env(PYTHONPATH=str(FAKE), LD_LIBRARY_PATH=str(driver), ZMRS_MATCH=match, **more)
-    return run(*args, env=env)
+    paths = f"{FAKE}:{FAKE.parent}"
+    env = clean_env(PYTHONPATH=paths, LD_LIBRARY_PATH=str(driver), ZMRS_MATCH="offset", **more)
+    return run(*args, env=env) if command is None else run(*args, command=command, env=env)
 
 
 def planes(path: Path) -> list[bytes]:
@@ -227,6 +230,33 @@ def test_a_gpu_that_is_not_used(
     header = fits.getheader(out)
     assert header["ZMBACK"] == "cpu"
     assert reason in header["ZMPLAN"].partition("reasons=")[2].split(",")
+
+
+@pytest.mark.parametrize(
+    ("spare", "said"), [("2 << 30", "True ()"), ("1 << 29", "False ('gpu_host_memory',)")]
+)
+def test_a_context_must_leave_enough_for_the_job(
+    spare: str, said: str, frames: Path, driver: Path
+) -> None:
+    """Without one the job fits either way, and so it is not opened where it would not."""
+    done = on_gpu(driver, frames, spare, command=("-c", _LARGE))
+    assert done.status == 0, done.err
+    assert done.out.strip() == said
+
+
+_LARGE = """
+import sys
+import sky
+from pathlib import Path
+from zmrs.config import Options
+from zmrs.prepare import prepare
+shape = (9000, 9000)
+paths = sorted(Path(sys.argv[1]).iterdir())
+memory = 4 * 4 * 9000 * 9000 + eval(sys.argv[2])
+grid = (sky.frame_wcs(shape), shape)
+plan = prepare(paths, Options(memory=memory), grid=grid, in_memory=True).plan
+print(plan.use_gpu, tuple(r for r in plan.reasons if "gpu" in r))
+"""
 
 
 def test_what_one_has_begun_the_other_does_not_finish(

@@ -18,11 +18,13 @@ from zmrs.backends.gpu import GpuPass, guarded, kernels_of
 from zmrs.errors import DeviceError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from zmrs import _zmrs
     from zmrs.backends.base import Hardware
     from zmrs.plan import Plan
 
-__all__ = ["CONTEXT_BYTES", "CPU", "Backend", "open_backend"]
+__all__ = ["CONTEXT_BYTES", "CPU", "Backend", "obstacle", "open_backend"]
 
 log = logging.getLogger("zmrs")
 
@@ -32,6 +34,9 @@ all; what it then has taken is measured, and planned with."""
 
 _FREE_PART = 0.95
 """Of the device memory that is free when a pass begins, what it may take."""
+
+_has_context = False
+"""Whether this process has opened a device before: its memory is taken already."""
 
 _DRIVERS = {"win32": "nvcuda.dll", "linux": "libcuda.so.1"}
 
@@ -110,8 +115,8 @@ class Backend:
 CPU = Backend(reason="gpu_off")
 
 
-def open_backend(asked: str, given: Plan | None, spare_bytes: int) -> Backend:
-    """The device of this machine, if it may be used and can be.
+def obstacle(asked: str, given: Plan | None) -> Backend | None:
+    """What keeps a job from a device, as far as that is told without opening one.
 
     Parameters
     ----------
@@ -119,18 +124,31 @@ def open_backend(asked: str, given: Plan | None, spare_bytes: int) -> Backend:
         ``auto``, ``on`` or ``off``.
     given
         A plan that the caller brings, if any; it may forbid the GPU.
-    spare_bytes
-        What the process may still take.
     """
     if asked == "off":
         return CPU
     if given is not None and not given.use_gpu:
         return Backend(reason="gpu_not_planned")
     missing = _missing()
-    if missing:
-        return Backend(reason="gpu_unavailable", note=missing)
-    if spare_bytes < CONTEXT_BYTES:
-        note = f"{CONTEXT_BYTES >> 20} MiB may be needed, and {max(spare_bytes, 0) >> 20} are left"
+    return Backend(reason="gpu_unavailable", note=missing) if missing else None
+
+
+def open_backend(asked: str, given: Plan | None, fits: Callable[[int], bool]) -> Backend:
+    """The device of this machine, if it may be used and can be.
+
+    Parameters
+    ----------
+    asked, given
+        As for `obstacle`.
+    fits
+        Whether the job does without so many bytes of the process's memory.
+    """
+    global _has_context  # noqa: PLW0603  (it is of the process)
+    found = obstacle(asked, given)
+    if found is not None:
+        return found
+    if not _has_context and not fits(CONTEXT_BYTES):
+        note = f"it may take {CONTEXT_BYTES >> 20} MiB"
         return Backend(reason="gpu_host_memory", note=note)
     from zmrs.backends.cuda import Cuda  # noqa: PLC0415  (brings CuPy)
 
@@ -138,6 +156,7 @@ def open_backend(asked: str, given: Plan | None, spare_bytes: int) -> Backend:
         hardware = Cuda()
     except DeviceError as error:
         return Backend(reason="gpu_unavailable", note=str(error))
+    _has_context = True
     log.debug("the GPU is %s", hardware.name)
     return Backend(hardware)
 

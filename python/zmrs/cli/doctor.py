@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from zmrs import limits
 from zmrs._zmrs import build_info
 from zmrs.backends.choose import CONTEXT_BYTES
 from zmrs.memory import allowance
@@ -56,9 +57,11 @@ class Findings:
 
 def examine(options: Options, caps: Capabilities | None = None) -> Findings:
     """Look at the machine (or at `caps`) and plan for it, no job in particular."""
+    # Before the GPU is asked: that takes what a job would ask for beside this.
+    held_bytes = limits.resident_bytes()
     caps = caps or detect_capabilities()
     allowed = allowance(options.memory, caps.limits)
-    is_short = caps.gpu_available and allowed.bytes < CONTEXT_BYTES
+    is_short = caps.gpu_available and allowed.bytes - held_bytes < CONTEXT_BYTES
     without = "gpu_host_memory" if is_short else ""
     plan = global_plan(None, 0, options, caps, allowed=allowed, without_gpu=without)
     gpu_plan = phase5_plan(*_TYPICAL_JOB, options, caps, allowed=allowed, without_gpu=without)
