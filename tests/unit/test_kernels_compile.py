@@ -12,7 +12,7 @@ import pytest
 
 from zmrs.backends.coverage import FORMS
 from zmrs.backends.cuda import OPTIONS
-from zmrs.backends.gpu import METHODS, N_RUNNING, kernel_text
+from zmrs.backends.gpu import METHODS, N_RUNNING, kernel_text, pass_text
 
 
 @pytest.fixture(scope="module")
@@ -24,12 +24,11 @@ def compiler() -> ctypes.CDLL:
     pytest.skip("NOT RUN: CUDA's run-time compiler is not installed (extra dev)")
 
 
-def assembly(compiler: ctypes.CDLL, architecture: str, name: str = "pass", **macros: int) -> str:
-    """What becomes of the kernels of a name."""
+def assembly(compiler: ctypes.CDLL, architecture: str, text: str, **macros: int) -> str:
+    """What becomes of the kernels of a text."""
     program, size = ctypes.c_void_p(), ctypes.c_size_t()
-    text = kernel_text(name).encode()
     made = compiler.nvrtcCreateProgram(
-        ctypes.byref(program), text, f"{name}.cu".encode(), 0, None, None
+        ctypes.byref(program), text.encode(), b"kernels.cu", 0, None, None
     )  # fmt: skip
     assert made == 0
     words = [*OPTIONS, f"--gpu-architecture={architecture}"]
@@ -65,7 +64,7 @@ def test_they_compile(
 ) -> None:
     macros = {"CHANNELS": channels, "TAPS": taps, "METHOD": method, "SATURATES": saturates}
     macros["VARIANCE"] = saturates
-    ptx = assembly(compiler, "compute_75", **macros)
+    ptx = assembly(compiler, "compute_75", pass_text(METHODS[method]), **macros)
     entries = set(re.findall(r"\.entry (\w+)", ptx))
     combining = {"run"} if method < N_RUNNING else {"stack"}
     if METHODS[method] == "kappa-sigma-stream":
@@ -77,14 +76,15 @@ def test_they_compile(
 def test_other_generations_too(compiler: ctypes.CDLL) -> None:
     for architecture in ("compute_60", "compute_90", "compute_100"):
         macros = {"CHANNELS": 3, "TAPS": 6, "METHOD": 7, "SATURATES": 1, "VARIANCE": 1}
-        assert_rounds_as_the_engine(assembly(compiler, architecture, **macros))
+        text = pass_text(METHODS[macros["METHOD"]])
+        assert_rounds_as_the_engine(assembly(compiler, architecture, text, **macros))
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("architecture", ["compute_60", "compute_75", "compute_90", "compute_100"])
 def test_those_of_the_coverage(form: str, architecture: str, compiler: ctypes.CDLL) -> None:
     macros = {"FORM": FORMS.index(form), "WAVES": 8, "SEGMENT": 1024, "BINS": 4096}
-    ptx = assembly(compiler, architecture, "coverage", **macros)
+    ptx = assembly(compiler, architecture, kernel_text("coverage"), **macros)
     filtering = {"nothing": set(), "taps": {"columns_filter"}}
     filtering["waves"] = {"columns_begin", "columns_filter"}
     entries = set(re.findall(r"\.entry (\w+)", ptx))

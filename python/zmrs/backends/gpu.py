@@ -32,6 +32,7 @@ __all__ = [
     "guarded",
     "kernel_text",
     "kernels_of",
+    "pass_text",
 ]
 
 METHODS = (
@@ -72,10 +73,17 @@ _NO_BLANK = np.iinfo(np.int64).min
 """No sample is this."""
 
 
-def kernel_text(name: str = "pass") -> str:
-    """The text of the kernels of a name, which macros choose from."""
-    files = (resources.files("zmrs.backends").joinpath(f"{part}.cu") for part in ("common", name))
-    return "\n".join(file.read_text("ascii") for file in files)
+def kernel_text(*parts: str) -> str:
+    """The texts of kernels that follow those which all begin with."""
+    folder = resources.files("zmrs.backends") / "kernels"
+    return "\n".join((folder / f"{part}.cu").read_text("ascii") for part in ("common", *parts))
+
+
+def pass_text(method: str) -> str:
+    """The text of the kernels of a combine, which macros choose from."""
+    combining = ("estimators", "stack") if method in _OF_ALL_SAMPLES else ("sweeps",)
+    combining = ("running",) if METHODS.index(method) < N_RUNNING else combining
+    return kernel_text("scene", "decode", "positions", "samples", *combining)
 
 
 def kernels_of(job: _zmrs.Job) -> tuple[str, dict[str, int], list[str]]:
@@ -91,7 +99,7 @@ def kernels_of(job: _zmrs.Job) -> tuple[str, dict[str, int], list[str]]:
     }
     combining = ["stack"] if method in _OF_ALL_SAMPLES else ["moments", "within"]
     combining = ["run"] if METHODS.index(method) < N_RUNNING else combining
-    return kernel_text(), macros, ["decode", "place_rows", "cover", *combining]
+    return pass_text(method), macros, ["decode", "place_rows", "cover", *combining]
 
 
 @contextlib.contextmanager
