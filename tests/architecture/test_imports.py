@@ -155,6 +155,7 @@ FORBIDDEN = {
     "zmrs.backends.buffers": ("zmrs.pipeline", "zmrs.plan", "zmrs._zmrs", "cupy"),
     "zmrs.backends.choose": ("zmrs.pipeline", "zmrs.prepare", "zmrs.cli"),
     "zmrs.backends.ladder": ("zmrs.pipeline", "zmrs.prepare", "zmrs.cli", "zmrs.backends.cuda"),
+    "zmrs.room": ("zmrs.pipeline", "zmrs.prepare", "zmrs.passes", "zmrs.cli"),
     "zmrs.prepare": ("zmrs.pipeline", "zmrs.passes", "zmrs.result", "zmrs.cli", "zmrs.api"),
     "zmrs.pipeline": ("zmrs.cli", "zmrs.api", "zmrs.simulate", "zmrs.report", "click", "rich"),
     "zmrs.api": ("zmrs.cli", "click", "rich"),
