@@ -73,10 +73,10 @@ impl Device {
 }
 
 impl device::Device for Device {
-    fn bring(&self, loaded: &[Loaded]) -> zmrs_core::Result<()> {
+    fn bring(&self, turn: usize, loaded: &[Loaded]) -> zmrs_core::Result<()> {
         self.call(|object| {
             let windows = Windows::new(object.py(), loaded);
-            object.call_method1("bring", (windows,)).map(drop)
+            object.call_method1("bring", (turn, windows)).map(drop)
         })
     }
 

@@ -21,8 +21,11 @@ class Device(Protocol):
     The engine calls it from threads of its own, never from two at once.
     """
 
-    def bring(self, windows: _zmrs.Windows) -> None:
-        """Copy the windows of the next step, while the one before may still be computed."""
+    def bring(self, turn: int, windows: _zmrs.Windows) -> None:
+        """Copy the windows of the next step.
+
+        Meanwhile the step before may still be computed, whose turn, 0 or 1, is the other one.
+        """
 
     def start(self, step: _zmrs.Step) -> None:
         """Begin to compute a step, from the windows that were brought last.

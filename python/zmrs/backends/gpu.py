@@ -195,16 +195,15 @@ class GpuPass(Buffered):
     # -------------------------------------------------------------------------------- in the pass
 
     @guarded()
-    def bring(self, windows: _zmrs.Windows) -> None:
+    def bring(self, turn: int, windows: _zmrs.Windows) -> None:
         """See `zmrs.backends.base.Device`."""
-        # What is computed meanwhile looks at the buffers of the other turn.
-        self._turn = 1 - self._turn
-        self._windows = windows
+        self._turn, self._windows = turn, windows
         for name, (place, count), size in (
             ("loaded", windows.pixels, 4),
             ("exact", windows.exact, 8),
         ):
-            buffer = self._room(f"{name} {self._turn}", size * count)
+            # What is computed meanwhile looks at the buffer of the other turn.
+            buffer = self._room(f"{name} {turn}", size * count)
             if count:
                 self._hardware.pin(place, size * count)
                 self._hardware.bring(buffer, place, size * count)

@@ -150,6 +150,10 @@ impl<'l> Loader<'l> {
         'l: 'a,
     {
         let (input, held) = (&self.job.inputs[window.input], window.held(self.job));
+        if held.is_empty() {
+            // It serves pixels just beyond the edge of the frame.
+            return;
+        }
         let mut old_at = 0;
         for (number, (source, plane)) in input.stored_planes().enumerate() {
             let size = source.encoding.sample.bytes();

@@ -289,13 +289,14 @@ impl Pass<'_> {
         // A step has the arena that its layout has sized for it, wherever the pass begins.
         let is_odd = steps.peek().is_some_and(|(number, _)| number % 2 == 1);
         let (mut now, mut next) = if is_odd { (odd, even) } else { (even, odd) };
+        let mut turn = usize::from(is_odd);
         let mut steps = steps.map(|(_, step)| step);
         let mut present = steps.next();
         let mut reached = self.job.height;
         if let Some(first) = &present {
             let tasks = self.loader.tasks(first, now, &[]).into_iter().map(Task::Load);
             self.run(crew, tasks.collect(), &[])?;
-            self.bring(&now.loaded(self.job, first))?;
+            self.bring(turn, &now.loaded(self.job, first))?;
         }
         while let Some(step) = present {
             let following = steps.next();
@@ -310,7 +311,7 @@ impl Pass<'_> {
                 self.start(device, &step, output)?;
                 self.run(crew, tasks, &loaded)?;
                 if let Some(following) = &following {
-                    self.bring(&next.loaded(self.job, following))?;
+                    self.bring(1 - turn, &next.loaded(self.job, following))?;
                 }
                 self.mark(device, &step, &loaded, &mut crew[0].bench, &mut output.covered)?;
                 device.finish()?;
@@ -329,6 +330,7 @@ impl Pass<'_> {
                 }
             }
             mem::swap(&mut now, &mut next);
+            turn = 1 - turn;
             present = following;
         }
         Ok(reached)
@@ -344,8 +346,8 @@ impl Pass<'_> {
     }
 
     /// Let the device, if there is one, copy the windows of its next step.
-    fn bring(&self, loaded: &[Loaded]) -> Result<()> {
-        self.device.map_or(Ok(()), |device| device.bring(loaded))
+    fn bring(&self, turn: usize, loaded: &[Loaded]) -> Result<()> {
+        self.device.map_or(Ok(()), |device| device.bring(turn, loaded))
     }
 
     /// Have the device begin with the rows of `step`.

@@ -37,8 +37,8 @@ pub type Counts = (Vec<u64>, Vec<u64>);
 /// All that it is handed stays where it is until the step is finished to which it belongs.
 pub trait Device: Sync {
     /// The windows of the next step are loaded, in job order, one after the other: they may be copied,
-    /// while the step before is computed.
-    fn bring(&self, loaded: &[Loaded]) -> Result<()>;
+    /// while the step before is computed, whose `turn`, 0 or 1, is the other one.
+    fn bring(&self, turn: usize, loaded: &[Loaded]) -> Result<()>;
 
     /// Begin with a step, whose windows were brought last: to compute it into its planes, if it is the
     /// last of its block, else to keep the running values.
