@@ -342,6 +342,8 @@ class GpuPass(Buffered):
         for number, place in enumerate(step.planes):
             # Rows of the band are as wide as the canvas.
             pitch = 4 * self._width
+            # Copies to memory that is not pinned would be waited for here.
+            self._hardware.pin(place, pitch * (y1 - y0))
             at = 4 * number * area
             self._hardware.download(out, at, place + 4 * x0, 4 * (x1 - x0), y1 - y0, pitch)
 
