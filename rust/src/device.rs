@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
-use std::thread;
 
 use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods};
 use pyo3::prelude::*;
@@ -20,11 +19,7 @@ use zmrs_core::resample::TapTable;
 use zmrs_core::source::{Encoding, Source};
 use zmrs_core::weights::MapKind;
 
-use crate::errors;
 use crate::job::Job;
-
-/// Stack of the threads on which Python computes.
-const STACK_BYTES: usize = 8 << 20;
 
 /// Numbers that say what a window is.
 const COLUMNS: usize = 10;
@@ -46,28 +41,15 @@ impl Device {
         self.raised.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn call<T: Send>(
-        &self,
-        work: impl FnOnce(&Bound<'_, PyAny>) -> PyResult<T> + Send,
-    ) -> zmrs_core::Result<T> {
-        self.on_a_wide_stack(work).map_err(|raised| {
+    /// Have the object do something, on a thread that [`gate::run_with`](crate::gate::run_with) has
+    /// started: it has the stack for that.
+    fn call<T>(&self, work: impl FnOnce(&Bound<'_, PyAny>) -> PyResult<T>) -> zmrs_core::Result<T> {
+        Python::attach(|py| work(self.object.bind(py))).map_err(|raised| {
+            let what = raised.to_string();
             // What comes after the first failure follows from it.
             let mut first = self.raised.lock().unwrap_or_else(PoisonError::into_inner);
             first.get_or_insert(raised);
-            Error::Device
-        })
-    }
-
-    /// Python, and the driver that it calls, want more stack than the engine's threads have.
-    fn on_a_wide_stack<T: Send>(
-        &self,
-        work: impl FnOnce(&Bound<'_, PyAny>) -> PyResult<T> + Send,
-    ) -> PyResult<T> {
-        thread::scope(|scope| {
-            let call = || Python::attach(|py| work(self.object.bind(py)));
-            let builder = thread::Builder::new().name("zmrs-device".to_owned());
-            let thread = builder.stack_size(STACK_BYTES).spawn_scoped(scope, call)?;
-            thread.join().unwrap_or_else(|_panic| Err(errors::panicked()))
+            Error::Device(what)
         })
     }
 }
@@ -96,7 +78,7 @@ impl device::Device for Device {
 
     fn release(&self) {
         // Too late to fail: what was computed is there.
-        let _ = self.on_a_wide_stack(|object| object.call_method0("release").map(drop));
+        let _ = self.call(|object| object.call_method0("release").map(drop));
     }
 
     fn counts(&self) -> zmrs_core::Result<Counts> {

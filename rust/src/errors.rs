@@ -17,7 +17,7 @@ pub fn to_py(py: Python<'_>, error: &Error) -> PyErr {
         Error::Budget(_) | Error::DoesNotFit { .. } => "BudgetError",
         Error::Output { .. } => "OutputError",
         Error::DiskFull { .. } => "DiskFullError",
-        Error::Device => "DeviceError",
+        Error::Device(_) => "DeviceError",
         Error::Cancelled => "Cancelled",
     };
     let class = py.import("zmrs.errors").and_then(|module| module.getattr(class));

@@ -8,17 +8,45 @@ use std::time::Duration;
 use pyo3::prelude::*;
 use zmrs_core::Error;
 use zmrs_core::cancel::CancelToken;
+use zmrs_core::parallel::STACK_BYTES;
 
+use crate::device::Device;
 use crate::errors;
 
 /// How often signals are looked for and progress is told.
 const TICK: Duration = Duration::from_millis(100);
+
+/// Stack of a thread that calls Python, and drivers from there.
+const WIDE_STACK_BYTES: usize = 8 << 20;
 
 /// Run `work` on a thread of its own, without the interpreter lock. Meanwhile this thread looks
 /// for signals and calls `tick` ten times a second; when either raises, `cancel` is set and the
 /// exception is raised once `work` has ended.
 pub fn run<T: Send>(
     py: Python<'_>,
+    cancel: &CancelToken,
+    tick: impl FnMut(Python<'_>) -> PyResult<()> + Send,
+    work: impl FnOnce() -> zmrs_core::Result<T> + Send,
+) -> PyResult<T> {
+    run_on(py, STACK_BYTES, cancel, tick, work)
+}
+
+/// The same; with a device the thread has the stack that its driver wants. If the system does not
+/// grant that, it is as if the device had failed.
+pub fn run_with<T: Send>(
+    py: Python<'_>,
+    device: Option<&Device>,
+    cancel: &CancelToken,
+    tick: impl FnMut(Python<'_>) -> PyResult<()> + Send,
+    work: impl FnOnce() -> zmrs_core::Result<T> + Send,
+) -> PyResult<T> {
+    let stack = if device.is_some() { WIDE_STACK_BYTES } else { STACK_BYTES };
+    run_on(py, stack, cancel, tick, work)
+}
+
+fn run_on<T: Send>(
+    py: Python<'_>,
+    stack: usize,
     cancel: &CancelToken,
     mut tick: impl FnMut(Python<'_>) -> PyResult<()> + Send,
     work: impl FnOnce() -> zmrs_core::Result<T> + Send,
@@ -29,7 +57,6 @@ pub fn run<T: Send>(
         thread::scope(|scope| {
             let (done, wait) = channel::<()>();
             let builder = thread::Builder::new().name("zmrs-pass".to_owned());
-            let stack = zmrs_core::parallel::STACK_BYTES;
             let worker = builder.stack_size(stack).spawn_scoped(scope, move || {
                 let _done = done;
                 work()
@@ -41,7 +68,9 @@ pub fn run<T: Send>(
                         "the system grants no thread ({e}); raise its limit on threads \
                          (ulimit -u) or on memory"
                     );
-                    return Err(Python::attach(|py| errors::to_py(py, &Error::Budget(why))));
+                    let error =
+                        if stack > STACK_BYTES { Error::Device(why) } else { Error::Budget(why) };
+                    return Err(Python::attach(|py| errors::to_py(py, &error)));
                 }
             };
             let mut raised = None;

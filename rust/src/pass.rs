@@ -255,7 +255,7 @@ fn run(
         Ok(())
     };
     let device = device.map(Device::new);
-    let stats = gate::run(py, &cancel, tick, || {
+    let stats = gate::run_with(py, device.as_ref(), &cancel, tick, || {
         let Fitted { layout, plan, outside_bytes, .. } = &layout.fitted;
         let ledger = Ledger::new(plan.memory_bytes.unwrap_or(u64::MAX));
         let _outside = ledger.reserve(*outside_bytes)?;

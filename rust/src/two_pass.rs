@@ -95,7 +95,7 @@ pub fn measure_gains(
         return Err(PyValueError::new_err("the job has no second pass"));
     };
     let device = device.map(Device::new);
-    let found = work(py, layout, |means| {
+    let found = work(py, layout, device.as_ref(), |means| {
         let inputs = job.0.inputs.len();
         let driven = device.as_ref().map(|device| device as &dyn CoverageDevice);
         gains::measure(&*planes.0, shape, &marks.0, inputs, &rules, &place, means, driven)
@@ -117,7 +117,7 @@ pub fn write_depth(
     place: (PathBuf, u64),
 ) -> PyResult<()> {
     let shape = (job.0.height, job.0.width);
-    work(py, layout, |means| depth::write(&*planes.0, shape, &marks.0, &place, means))
+    work(py, layout, None, |means| depth::write(&*planes.0, shape, &marks.0, &place, means))
 }
 
 /// The exact percentile of the luminance where something covers; nothing where nothing does.
@@ -130,18 +130,22 @@ pub fn luminance_percentile(
     percent: f64,
 ) -> PyResult<Option<f64>> {
     let shape = (job.0.height, job.0.width);
-    work(py, layout, |means| percentile::luminance_percentile(&*planes.0, shape, percent, means))
+    work(py, layout, None, |means| {
+        percentile::luminance_percentile(&*planes.0, shape, percent, means)
+    })
 }
 
 /// Do something between the passes, within the memory that they had.
 fn work<T: Send>(
     py: Python<'_>,
     layout: &Layout,
+    device: Option<&Device>,
     task: impl FnOnce(&Means) -> zmrs_core::Result<T> + Send,
 ) -> PyResult<T> {
     let cancel = CancelToken::default();
-    gate::run(
+    gate::run_with(
         py,
+        device,
         &cancel,
         |_| Ok(()),
         || {

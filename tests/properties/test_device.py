@@ -211,17 +211,44 @@ def test_stacks_in_slices(hardware: Any) -> None:
         assert_same(job, hardware, needed - scratch * 2)
 
 
+def marked(path: Path, inputs: int) -> np.ndarray:
+    """(inputs, H, W): where a file of marks says that each input lies."""
+    found = np.zeros((inputs, *SHAPE), bool)
+    for number, y, x0, x1 in np.fromfile(path, "u4").reshape(-1, 4):
+        assert not found[number, y, x0:x1].any()
+        found[number, y, x0:x1] = True
+    return found
+
+
+@pytest.mark.parametrize("saturates", [False, True])
+@pytest.mark.parametrize("method", ["mean", "kappa-sigma", "kappa-sigma-stream"])
 @pytest.mark.parametrize("kernel", ["nearest", "bilinear", "lanczos3"])
-def test_where_inputs_lie(kernel: str, hardware: Any, tmp_path: Path) -> None:
-    """The coverage renormalisation finds the same gains from the marks of either."""
-    options = {"two_pass": True, "two_pass_sigma": 9.0, "kernel": kernel}
-    job = prepared(frames(1, layers=2), **options)
-    gains = []
+def test_where_inputs_lie(
+    kernel: str, method: str, saturates: bool, hardware: Any, tmp_path: Path
+) -> None:
+    """The coverage renormalisation finds the same gains from the marks of either.
+
+    A saturated pixel is marked, whether others cover it or not.
+    """
+    tiles: list[Any] = frames(1, layers=2)
+    if saturates:
+        for n, (image, wcs) in enumerate(tiles):
+            image[60:75, 100:130] = np.float32(1.2 * LEVEL)
+            sky.write_image(tmp_path / f"{n:02}.fits", image, wcs, SATURATE=LEVEL)
+        tiles = sorted(tmp_path.iterdir())
+    options = {"two_pass": True, "two_pass_sigma": 9.0, "kernel": kernel, "combine": method}
+    job = prepared(tiles, **options)
+    gains, lie = [], []
     for name, device in (("ours", None), ("its", GpuPass(hardware, job.job, GIB))):
         image, coverage = np.empty((1, *SHAPE), "f4"), np.empty(SHAPE, "f4")
+        counts = np.empty((2, *SHAPE), "i2") if job.job.counts_rejected else None
         marks = _zmrs.Marks(tmp_path / name)
         layout = job.layout if device is None else for_device(job)
-        _zmrs.run_pass_into_arrays(job.job, layout, image, coverage, marks=marks, device=device)
+        _zmrs.run_pass_into_arrays(
+            job.job, layout, image, coverage, counts=counts, marks=marks, device=device,
+            bounds=tmp_path / "bounds",
+        )  # fmt: skip
+        lie.append(marked(tmp_path / name, len(tiles)))
         bytes_of = [p.reshape(-1).view("u1") for p in (image[0], coverage)]
         place = tmp_path / "scales"
         place.touch()
@@ -229,8 +256,33 @@ def test_where_inputs_lie(kernel: str, hardware: Any, tmp_path: Path) -> None:
             job.job, job.layout, _zmrs.Planes.in_memory(SHAPE[1], bytes_of), marks, (place, 0)
         )
         gains.append(found.gains)
+    assert np.array_equal(*lie)
     assert gains[0] == gains[1]
     assert len(set(gains[0])) > 6
+
+
+def test_marks_of_saturated_pixels_do_not_depend_on_the_order(tmp_path: Path) -> None:
+    """What gives way to another input is marked like what does not."""
+    lie = []
+    for turn in (0, 1):
+        paths = []
+        for n in range(2):
+            image = np.full((60, 80), 500.0 + n, "f4")
+            if n == turn:
+                image[20:40, 20:40] = 2 * LEVEL
+            wcs = make_frame_wcs((150.0, 30.0), sky.SCALE_ARCSEC, 5.0, image.shape)
+            paths.append(sky.write_image(tmp_path / f"{turn}{n}.fits", image, wcs, SATURATE=LEVEL))
+        options = Options(two_pass=True, match="none", memory=GIB)
+        job = prepare(paths, options, in_memory=True)
+        shape = job.grid.shape
+        marks = _zmrs.Marks(tmp_path / f"marks{turn}")
+        image, coverage = np.empty((1, *shape), "f4"), np.empty(shape, "f4")
+        _zmrs.run_pass_into_arrays(job.job, job.layout, image, coverage, marks=marks)
+        found = np.fromfile(tmp_path / f"marks{turn}", "u4").reshape(-1, 4)
+        numbers, _, first, past = found.T
+        lie.append(np.bincount(numbers, weights=past - first).tolist())
+    assert lie[0] == lie[1]
+    assert lie[0][0] == lie[0][1] > 4000
 
 
 def test_memory_stays_below_what_is_allowed(hardware: Any) -> None:
@@ -377,6 +429,30 @@ def test_what_is_planned_for_the_device_suffices(
     tiny = job.plan.replace(use_gpu=True, gpu_max_chunk_bytes=500_000)
     with pytest.raises(BudgetError, match="gpu_max_chunk_bytes of 500000 bytes is too small"):
         _zmrs.fit(job.job, tiny, job.room.reserved_bytes, 0, 0, True)
+
+
+@pytest.mark.parametrize("method", ["mean", "kappa-sigma-stream"])
+def test_a_pass_that_is_begun_anywhere(method: str, hardware: Any, tmp_path: Path) -> None:
+    """One device does stretch after stretch, with the memory that was planned for one pass."""
+    job = prepared(frames(1, layers=2), combine=method, kappa=(1.5, 1.5))
+    area = SHAPE[0] * SHAPE[1]
+    for mib in (3, 4, 6, 9):
+        plan = job.plan.replace(rows_per_chunk=60, use_gpu=True, gpu_max_chunk_bytes=mib << 20)
+        layout = _zmrs.fit(job.job, plan, job.room.reserved_bytes, 0, 0, False)
+        device = GpuPass(hardware, job.job, mib << 20)
+        found = []
+        for row in range(0, SHAPE[0], layout.band_rows):
+            out = tmp_path / "planes"
+            out.write_bytes(bytes(8 * area))
+            targets = [(out, 4 * area * k) for k in range(2)]
+            _zmrs.run_pass_into_files(
+                job.job, layout, targets, start=(0, row), device=device,
+                bounds=tmp_path / "bounds",
+            )  # fmt: skip
+            found.append(np.fromfile(out, ">i4").reshape(2, *SHAPE))
+            assert np.array_equal(found[-1][:, row:], found[0][:, row:])
+        assert len(found) > 1
+        assert found[0].any(axis=(1, 2)).all()
 
 
 def test_a_cut_for_a_device_needs_one() -> None:

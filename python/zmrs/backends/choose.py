@@ -68,12 +68,13 @@ class Backend:
         if self.hardware is None:
             return self.reason, self.note
         try:
-            for job in jobs:
-                self.hardware.compile(*kernels_of(job))
-                of_coverage = coverage_kernels_of(job)
-                if of_coverage is not None:
-                    self.hardware.compile(*of_coverage)
-            self.hardware.warm()
+            with guarded():
+                for job in jobs:
+                    self.hardware.compile(*kernels_of(job))
+                    of_coverage = coverage_kernels_of(job)
+                    if of_coverage is not None:
+                        self.hardware.compile(*of_coverage)
+                self.hardware.warm()
         except DeviceError as error:
             return "gpu_unavailable", str(error)
         return "", ""

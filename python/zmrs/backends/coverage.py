@@ -31,7 +31,9 @@ _THREADS = 32
 """Threads that share a mark, as in the kernels."""
 
 _OF_MAP = ("table", "ring", "filtered", "states", "scales")
+
 _NOTHING = (1 << 32) - 1
+"""The greatest number of 32 bits: no key, and as far as pixels are counted."""
 
 
 class CoverageRoom(NamedTuple):
@@ -80,6 +82,8 @@ def room_for_coverage(job: _zmrs.Job, limit_bytes: int) -> CoverageRoom | None:
 
 def _room_within(told: dict[str, Any], limit_bytes: int) -> CoverageRoom | None:
     height, width = told["shape"]
+    if height * width > _NOTHING:
+        return None
     least_rows, least_marks = told["task"]
     kept, each_row = _map_bytes(told)
     map_rows = min((limit_bytes - kept) // each_row, told["segment"][0], height)

@@ -144,11 +144,13 @@ class Cuda:
         self.upload_array(buffer, array)
         self.wait()
         self.pin(array.ctypes.data, array.nbytes)
-        self.bring(buffer, array.ctypes.data, array.nbytes)
-        self.join()
-        self.download(buffer, 0, array.ctypes.data, array.nbytes, 1, array.nbytes)
-        self.wait()
-        self.unpin()
+        try:
+            self.bring(buffer, array.ctypes.data, array.nbytes)
+            self.join()
+            self.download(buffer, 0, array.ctypes.data, array.nbytes, 1, array.nbytes)
+            self.wait()
+        finally:
+            self.unpin()
 
     def allocate(self, nbytes: int) -> Buffer:
         """See `zmrs.backends.base.Hardware`."""
@@ -221,7 +223,7 @@ class Cuda:
         known = self._pinned.get(place, 0)
         if known >= nbytes:
             return
-        with self._device, contextlib.suppress(Exception):
+        with contextlib.suppress(Exception), self._device:
             # Where the system grants no pinned memory, copies are slower.
             if known > 0:
                 self._runtime.hostUnregister(place)

@@ -52,9 +52,9 @@ pub enum Error {
         /// The file that was being written.
         path: PathBuf,
     },
-    /// A device could not compute its rows; whoever drives it knows why.
-    #[error("the device failed")]
-    Device,
+    /// A device could not do its work; whoever drives it may know more.
+    #[error("{0}")]
+    Device(String),
     /// The job was stopped on request.
     #[error("cancelled")]
     Cancelled,

@@ -138,8 +138,9 @@ pub(crate) struct Need {
 
 impl Need {
     fn bytes(&self) -> u64 {
-        ((self.values[0] + self.values[1]) * size_of::<f32>()
-            + (self.exact[0] + self.exact[1]) * size_of::<f64>()) as u64
+        let windows = (self.values[0] + self.values[1]) * size_of::<f32>()
+            + (self.exact[0] + self.exact[1]) * size_of::<f64>();
+        windows as u64 + self.device.host_bytes()
     }
 
     fn fits(&self, job: &Job, room: Room) -> bool {
@@ -635,6 +636,9 @@ fn fixed_terms(job: &Job, whole: &Job, plan: &Plan, reserved: &Projection) -> Pr
     // While one is decompressed its file, and copies in other byte orders, exist beside it.
     terms.add("decompressing", whole.largest_packed_bytes().saturating_mul(DECOMPRESSING));
     terms.add("coordinate grids", job.grid_bytes());
+    if plan.use_gpu {
+        terms.add("device tables", memory::host_bytes(job));
+    }
     let threads = plan.cpu_workers + SERVICE_THREADS;
     terms.add("thread stacks", threads * STACK_BYTES as u64);
     terms.add("interpreter growth", SERVICE_BYTES);

@@ -121,9 +121,6 @@ pub fn run_sweep(
         covered: ledger.zeroed(covered_len(job, device.is_some() && marks.is_some()))?,
     };
 
-    // Dropped before the buffers are, whatever happens.
-    let _release = device.map(Release);
-
     let row = thread::scope(|scope| {
         let (send, bands) = sync_channel::<Band>(1);
         let (give_back, returned) = sync_channel::<Band>(2);
@@ -142,9 +139,12 @@ pub fn run_sweep(
             let spare = returned.recv().map_err(|_| Error::Cancelled)?;
             send.send(mem::replace(band, spare)).map_err(|_| Error::Cancelled)
         };
-        let steps = layout.steps(job);
-        let arenas = (&mut even, &mut odd);
-        let done = pass.steps(steps, &mut crew, arenas, &mut output, &mut hand_over);
+        let done = {
+            // Bands that wait in the channels are given back after it, whatever happens.
+            let _release = device.map(Release);
+            let arenas = (&mut even, &mut odd);
+            pass.steps(layout.steps(job), &mut crew, arenas, &mut output, &mut hand_over)
+        };
         drop(send);
         let written = writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         // When the writer fails the loop only learns that nobody listens: the writer knows why.

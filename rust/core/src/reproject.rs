@@ -42,6 +42,8 @@ pub struct Workspace {
     patches: Patches,
     /// Whether samples of the job may give way to others; found out with the first tile.
     gives_way: Option<bool>,
+    /// If so: which samples of the run are valid, a bit each, before any gives way.
+    valid: Option<u64>,
 }
 
 /// Bring the samples of one loaded window into a tile. Returns how many were valid.
@@ -124,7 +126,7 @@ fn add_run(
     at: (i64, i64),
     space: &mut Workspace,
 ) -> u32 {
-    let Workspace { run, values, shares, patches, gives_way } = space;
+    let Workspace { run, values, shares, patches, gives_way, valid } = space;
     let mut has_gaps = false;
     for (channel, values) in values.iter_mut().enumerate() {
         has_gaps |= sample(job.kernel, table, loaded.plane(channel), run, values);
@@ -156,12 +158,19 @@ fn add_run(
     }
     let weights = &weights[..run.len];
     if *gives_way.get_or_insert_with(|| job.gives_way()) {
+        *valid = Some(valid_samples(&values[0]));
         tile.make_way(at, values, weights);
     }
     if tile.finds_variance() {
         find_shares(job, table, input, loaded, run, (values, weights, has_gaps), shares);
     }
     tile.add(input, at, values, weights, shares)
+}
+
+/// Which samples of a run are valid, a bit each.
+fn valid_samples(samples: &[f32; RUN]) -> u64 {
+    const _: () = assert!(RUN == u64::BITS as usize);
+    samples.iter().enumerate().fold(0, |bits, (k, v)| bits | u64::from(!v.is_nan()) << k)
 }
 
 /// Shares of noise of the samples of a run in every channel.
@@ -190,7 +199,8 @@ fn find_shares(
     }
 }
 
-/// Mark where the mask of the input covers a run, of which `counted` samples are valid.
+/// Mark where the mask of the input covers a run, of which `counted` samples are valid. Samples that
+/// have given way to those of other inputs are marked like others: a mask is of one input.
 #[inline(always)]
 fn mark_run(
     loaded: &Loaded,
@@ -205,8 +215,12 @@ fn mark_run(
     if counted == run.len {
         marker.all(input, at, run.len);
     } else {
+        let is_valid = |k: usize| match space.valid {
+            Some(bits) => bits >> k & 1 == 1,
+            None => !values[k].is_nan(),
+        };
         marker.run(input, at, run.len, |k| {
-            !values[k].is_nan() || valid_share(loaded.plane(0), run, k) > LEAST_MASK
+            is_valid(k) || valid_share(loaded.plane(0), run, k) > LEAST_MASK
         });
     }
 }

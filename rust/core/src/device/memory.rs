@@ -96,6 +96,12 @@ impl Need {
         self.depth = self.depth.max(other.depth);
     }
 
+    /// Memory of the process that is taken for places of exact cells: those of the windows, twice, and
+    /// on the way to them those of one.
+    pub fn host_bytes(&self) -> u64 {
+        (self.records * (2 * size_of::<i32>() + 3 * size_of::<i64>())) as u64
+    }
+
     /// Bytes of all that, and of the samples of a slice.
     pub fn bytes(&self, job: &Job) -> u64 {
         let each = if job.combine.is_stacked() { sample_bytes(job) } else { 0 };
@@ -107,6 +113,15 @@ impl Need {
             + self.told
             + self.depth * each * LEAST_SLICE) as u64
     }
+}
+
+/// Memory of the process that a device's driver keeps for a job: records of its exact cells, and, while
+/// it is told of an input, the grid of that.
+pub fn host_bytes(job: &Job) -> u64 {
+    let grids = || job.inputs.iter().map(|input| &input.grid);
+    let exact = grids().filter(|grid| grid.exact().is_some());
+    let kept: usize = exact.map(|grid| grid.cells().len() * size_of::<u32>()).sum();
+    kept as u64 + grids().map(|grid| grid.bytes()).max().unwrap_or(0)
 }
 
 /// What combines that look at all samples of a pixel hold of each: its values and their noise, by
