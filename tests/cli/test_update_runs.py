@@ -272,7 +272,8 @@ def test_stopped_on_the_way(number: int, large: tuple[Path, Path], tmp_path: Pat
     before = out.read_bytes()
     command = ("update", out, new, *AT_ONCE, "--memory", "160MiB")
     process = start(*command, env=bare_env())
-    wait_for(lambda: lines_of(out) > 1)
+    # The first two lines say which job it is; what is noted comes after them.
+    wait_for(lambda: lines_of(out) > 2)
     process.send_signal(number)
     _, said = process.communicate()
     assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), said
