@@ -227,6 +227,7 @@ pub fn describe_job<'py>(py: Python<'py>, job: &Job) -> PyResult<Bound<'py, PyDi
     told.set_item("has_maps", job.inputs.iter().any(has_map))?;
     told.set_item("inputs", job.inputs.len())?;
     told.set_item("least_slice", device::memory::LEAST_SLICE)?;
+    told.set_item("strip", device::memory::STRIP)?;
     told.set_item("tap_table", TapTable::new(job.kernel).values())?;
     Ok(told)
 }

@@ -63,7 +63,7 @@ def test_they_compile(
     method: int, taps: int, channels: int, saturates: int, compiler: ctypes.CDLL
 ) -> None:
     macros = {"CHANNELS": channels, "TAPS": taps, "METHOD": method, "SATURATES": saturates}
-    macros["VARIANCE"] = saturates
+    macros |= {"VARIANCE": saturates, "STRIP": 256}
     ptx = assembly(compiler, "compute_75", pass_text(METHODS[method]), **macros)
     entries = set(re.findall(r"\.entry (\w+)", ptx))
     combining = {"run"} if method < N_RUNNING else {"stack"}
@@ -76,6 +76,7 @@ def test_they_compile(
 def test_other_generations_too(compiler: ctypes.CDLL) -> None:
     for architecture in ("compute_60", "compute_90", "compute_100"):
         macros = {"CHANNELS": 3, "TAPS": 6, "METHOD": 7, "SATURATES": 1, "VARIANCE": 1}
+        macros["STRIP"] = 256
         text = pass_text(METHODS[macros["METHOD"]])
         assert_rounds_as_the_engine(assembly(compiler, architecture, text, **macros))
 
@@ -84,6 +85,7 @@ def test_other_generations_too(compiler: ctypes.CDLL) -> None:
 @pytest.mark.parametrize("architecture", ["compute_60", "compute_75", "compute_90", "compute_100"])
 def test_those_of_the_coverage(form: str, architecture: str, compiler: ctypes.CDLL) -> None:
     macros = {"FORM": FORMS.index(form), "WAVES": 8, "SEGMENT": 1024, "BINS": 4096}
+    macros["THREADS"] = 32
     ptx = assembly(compiler, architecture, kernel_text("coverage"), **macros)
     filtering = {"nothing": set(), "taps": {"columns_filter"}}
     filtering["waves"] = {"columns_begin", "columns_filter"}

@@ -28,7 +28,7 @@ _ABOVE = 2
 """Source rows beyond the radius that the first row of a band looks at, and lie in the ring."""
 
 _THREADS = 32
-"""Threads that share a mark, as in the kernels."""
+"""Threads that share a mark."""
 
 _OF_MAP = ("table", "ring", "filtered", "states", "scales")
 
@@ -67,6 +67,7 @@ def coverage_kernels_of(job: _zmrs.Job) -> tuple[str, dict[str, int], list[str]]
         "WAVES": told["waves"],
         "SEGMENT": told["segment"][1],
         "BINS": told["bins"],
+        "THREADS": _THREADS,
     }
     filtering = {"nothing": [], "taps": ["columns_filter"]}
     filtering["waves"] = ["columns_begin", "columns_filter"]

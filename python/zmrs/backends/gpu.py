@@ -59,9 +59,6 @@ N_RUNNING = 6
 _OF_ALL_SAMPLES = METHODS[N_RUNNING:-1]
 
 _TAPS = {"nearest": 1, "bilinear": 2, "bicubic": 4, "lanczos2": 4, "lanczos3": 6}
-_STRIP = 256
-"""Output columns for which the windows over them are listed together, as in the kernels."""
-
 _SAMPLES = {"values": 4, "weights": 8, "sources": 4, "sorted": 4, "beside": 8, "shares": 4}
 """Buffers of combines that hold all samples, and bytes of a sample; those of the first and the last
 are there for each channel."""
@@ -81,9 +78,7 @@ def kernel_text(*parts: str) -> str:
 
 def pass_text(method: str) -> str:
     """The text of the kernels of a combine, which macros choose from."""
-    combining = ("estimators", "stack") if method in _OF_ALL_SAMPLES else ("sweeps",)
-    combining = ("running",) if METHODS.index(method) < N_RUNNING else combining
-    return kernel_text("scene", "decode", "positions", "samples", *combining)
+    return kernel_text("scene", "decode", "positions", "samples", *_combining(method)[0])
 
 
 def kernels_of(job: _zmrs.Job) -> tuple[str, dict[str, int], list[str]]:
@@ -96,10 +91,18 @@ def kernels_of(job: _zmrs.Job) -> tuple[str, dict[str, int], list[str]]:
         "METHOD": METHODS.index(method),
         "SATURATES": int(told["gives_way"]),
         "VARIANCE": int(told["variance"]),
+        "STRIP": told["strip"],
     }
-    combining = ["stack"] if method in _OF_ALL_SAMPLES else ["moments", "within"]
-    combining = ["run"] if METHODS.index(method) < N_RUNNING else combining
-    return pass_text(method), macros, ["decode", "place_rows", "cover", *combining]
+    return pass_text(method), macros, ["decode", "place_rows", "cover", *_combining(method)[1]]
+
+
+def _combining(method: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The parts of the text that combine samples by a method, and the kernels in them."""
+    if method in _OF_ALL_SAMPLES:
+        return ("estimators", "stack"), ("stack",)
+    if METHODS.index(method) < N_RUNNING:
+        return ("running",), ("run",)
+    return ("sweeps",), ("moments", "within")
 
 
 @contextlib.contextmanager
@@ -137,7 +140,8 @@ class GpuPass(Buffered):
         super().__init__(hardware, limit_bytes, scratch=_SAMPLES)
         told = _zmrs.describe_job(job)
         self._channels, _, self._width = told["shape"]
-        self._n_inputs, self._least_slice = told["inputs"], told["least_slice"]
+        self._n_inputs, self._strip = told["inputs"], told["strip"]
+        self._least_slice = told["least_slice"]
         self._method = METHODS.index(told["method"])
         self._rules = (*told["kappa"], *told["winsor"], int(told["together"]))
         self._has_maps = int(told["has_maps"])
@@ -278,7 +282,7 @@ class GpuPass(Buffered):
         served = np.minimum(windows[:, 2], x1) - np.maximum(windows[:, 1], x0)
         spans = np.minimum((np.maximum(served, 0) >> self._shift[of]) + 2, self._across[of])
         columns = int(spans.max(initial=1))
-        listed, strips = _over_strips(windows, x0, x1)
+        listed, strips = _over_strips(windows, x0, x1, self._strip)
         self._depth = int(np.diff(strips).max(initial=0))
         told = self._put("windows", table)
         cubics = self._room("cubics", 64 * n_windows * rows * columns)
@@ -376,12 +380,12 @@ class GpuPass(Buffered):
 
 
 def _over_strips(
-    windows: NDArray[np.int64], x0: int, x1: int
+    windows: NDArray[np.int64], x0: int, x1: int, strip: int
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """The windows over each strip of columns, in job order, and where those of each strip begin."""
     lists = [
-        np.flatnonzero((windows[:, 1] < min(first + _STRIP, x1)) & (windows[:, 2] > first))
-        for first in range(x0, x1, _STRIP)
+        np.flatnonzero((windows[:, 1] < min(first + strip, x1)) & (windows[:, 2] > first))
+        for first in range(x0, x1, strip)
     ]
     begins = np.concatenate([[0], np.cumsum([len(one) for one in lists])])
     return np.concatenate(lists).astype(np.int32), begins.astype(np.int32)

@@ -10,6 +10,7 @@
  *   WAVES    how many cosines
  *   SEGMENT  columns after which the recurrence across the rows begins afresh
  *   BINS     leading bins of scales, but for one, and trailing ones
+ *   THREADS  threads that share a mark: each takes every so many-th pixel
  *
  * Source rows lie in a ring: row y of the endless plane, which begins `radius` + 2 rows above the
  * first one, at (y + radius + 2) % slots.  Values that are not valid are 0.
@@ -287,12 +288,23 @@ typedef struct {
     unsigned input, y, x0, x1;
 } Mark;
 
-/* Threads that share a mark: each takes every so many-th pixel. */
-#define THREADS 32
-
 /* Place of a scale among the floats from the least scale on. */
 #define KEY(scale) (BITS_OF_FLOAT(scale) - BITS_OF_FLOAT(LEAST_SCALE))
 #define NO_BIN 0xffffffffu
+
+/* Scales of one bin in a row: neighbours are alike, and counted together. */
+typedef struct {
+    unsigned bin, length;
+} Run;
+
+/* Let a run go on with a scale of a bin, or count it and begin another one. */
+INLINE void extend(Run *run, unsigned bin, unsigned *counts)
+{
+    if (bin != run->bin && run->bin != NO_BIN)
+        COUNT32(counts[run->bin], run->length);
+    run->length = bin == run->bin ? run->length + 1 : 1;
+    run->bin = bin;
+}
 
 /* Fill a buffer. */
 KERNEL set_all(whole count, unsigned *values, whole value)
@@ -315,17 +327,13 @@ KERNEL count_leading(whole count, const Mark *marks, const float *rows, whole y0
         if (input < 0 || input >= inputs)
             continue;
         const float *line = rows + ((whole)mark.y - y0) * width;
-        unsigned *mine = counts + input * (BINS + 1), last = NO_BIN, run = 0;
+        unsigned *mine = counts + input * (BINS + 1);
+        Run run = {NO_BIN, 0};
         for (whole x = mark.x0 + i % THREADS; x < mark.x1; x += THREADS) {
             unsigned bin = IS_NAN(line[x]) ? NO_BIN : KEY(line[x]) / BINS;
-            /* Neighbours are alike: runs of one bin are counted together. */
-            if (bin != last && last != NO_BIN)
-                COUNT32(mine[last], run);
-            run = bin == last ? run + 1 : 1;
-            last = bin;
+            extend(&run, bin, mine);
         }
-        if (last != NO_BIN)
-            COUNT32(mine[last], run);
+        extend(&run, NO_BIN, mine);
     }
 }
 
@@ -343,7 +351,8 @@ KERNEL count_within(whole count, const Mark *marks, const float *rows, whole y0,
             continue;
         unsigned low = bins[2 * input], high = bins[2 * input + 1];
         const float *line = rows + ((whole)mark.y - y0) * width;
-        unsigned *mine = counts + input * (BINS + 1), last = NO_BIN, run = 0, found = NO_BIN;
+        unsigned *mine = counts + input * (BINS + 1), found = NO_BIN;
+        Run run = {NO_BIN, 0};
         for (whole x = mark.x0 + i % THREADS; x < mark.x1; x += THREADS) {
             unsigned bin = NO_BIN;
             if (!IS_NAN(line[x])) {
@@ -353,13 +362,9 @@ KERNEL count_within(whole count, const Mark *marks, const float *rows, whole y0,
                 else if (key / BINS == high && key < found)
                     found = key;
             }
-            if (bin != last && last != NO_BIN)
-                COUNT32(mine[last], run);
-            run = bin == last ? run + 1 : 1;
-            last = bin;
+            extend(&run, bin, mine);
         }
-        if (last != NO_BIN)
-            COUNT32(mine[last], run);
+        extend(&run, NO_BIN, mine);
         if (found != NO_BIN)
             LEAST32(least_keys[input], found);
     }

@@ -84,9 +84,6 @@ typedef struct {
     whole x0, y0, width, rows, columns;
 } Scene;
 
-/* Columns of a strip. */
-#define STRIP 256
-
 /* Bring one coordinate into the frame and the window. Whether it was in the frame. */
 INLINE int clip(double v, whole frame, whole first, whole past, whole *at)
 {

@@ -306,6 +306,15 @@ INLINE double affine(const Scene *s, whole input, int channel, float value)
     return s->gains[at] * (double)value + s->offsets[at];
 }
 
+/* A value that is held in single precision, or against such: within its range. */
+#define GREATEST 3.4028234663852886e38
+
+INLINE double as_it_counts(double v)
+{
+    v = v < -GREATEST ? -GREATEST : v;
+    return v > GREATEST ? GREATEST : v;
+}
+
 /* What every kernel gets. */
 #define SCENE                                                                                     \
     const Window *windows, const Input *inputs, const Weighting *weightings, const double *gains, \

@@ -12,6 +12,7 @@
  *   METHOD     one of the numbers below
  *   SATURATES  1 where samples of some inputs give way to those of others, else 0
  *   VARIANCE   1 where the variance of every pixel is wanted, else 0
+ *   STRIP      output columns for which the windows over them are listed together
  */
 
 /* Methods. */

@@ -45,9 +45,7 @@ KERNEL stack(whole count, SCENE, whole from, whole area, whole depth, double kap
 #endif
             int some = 0;
             for (int c = 0; c < CHANNELS; c++) {
-                double v = affine(s, input, c, taken[c]);
-                v = v < -3.4028234663852886e38 ? -3.4028234663852886e38 : v;
-                v = v > 3.4028234663852886e38 ? 3.4028234663852886e38 : v;
+                double v = as_it_counts(affine(s, input, c, taken[c]));
                 values[(c * depth + n) * count + i] = (float)v;
                 some |= !IS_NAN(taken[c]);
             }

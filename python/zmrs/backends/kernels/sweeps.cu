@@ -3,14 +3,7 @@
  * The first finds bounds from mean and spread of the samples of each channel, the second the mean of
  * those within. Samples are compared in single precision, bounds are rounded outward to it.
  */
-#define GREATEST 3.4028234663852886e38
 #define ABOVE 67108864.0 /* 2^26: what a sample above the bounds adds to the numbers of rejected ones */
-
-INLINE double as_it_counts(double v)
-{
-    v = v < -GREATEST ? -GREATEST : v;
-    return v > GREATEST ? GREATEST : v;
-}
 
 /* The greatest single-precision number that is not above a double. */
 INLINE float at_most(double value)

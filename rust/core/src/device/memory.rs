@@ -8,7 +8,7 @@ use crate::layout::{Layout, Step};
 pub const LEAST_SLICE: usize = 4096;
 
 /// Output columns for which the windows over them are listed together.
-const STRIP: usize = 256;
+pub const STRIP: usize = 256;
 
 /// Bytes of what is told of an input and of a window, of the coefficients of a row of a cell, and of
 /// what every allocation is rounded up by, all together.
