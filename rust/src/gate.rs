@@ -28,7 +28,7 @@ pub fn run<T: Send>(
     tick: impl FnMut(Python<'_>) -> PyResult<()> + Send,
     work: impl FnOnce() -> zmrs_core::Result<T> + Send,
 ) -> PyResult<T> {
-    run_on(py, STACK_BYTES, cancel, tick, work)
+    run_with(py, None, cancel, tick, work)
 }
 
 /// The same; with a device the thread has the stack that its driver wants. If the system does not
@@ -37,20 +37,11 @@ pub fn run_with<T: Send>(
     py: Python<'_>,
     device: Option<&Device>,
     cancel: &CancelToken,
-    tick: impl FnMut(Python<'_>) -> PyResult<()> + Send,
-    work: impl FnOnce() -> zmrs_core::Result<T> + Send,
-) -> PyResult<T> {
-    let stack = if device.is_some() { WIDE_STACK_BYTES } else { STACK_BYTES };
-    run_on(py, stack, cancel, tick, work)
-}
-
-fn run_on<T: Send>(
-    py: Python<'_>,
-    stack: usize,
-    cancel: &CancelToken,
     mut tick: impl FnMut(Python<'_>) -> PyResult<()> + Send,
     work: impl FnOnce() -> zmrs_core::Result<T> + Send,
 ) -> PyResult<T> {
+    let stack = if device.is_some() { WIDE_STACK_BYTES } else { STACK_BYTES };
+    let refused = if device.is_some() { Error::Device } else { Error::Budget };
     let outcome = py.detach(|| {
         // What a stage before this one has left may have been freed since.
         zmrs_core::budget::give_back();
@@ -68,9 +59,7 @@ fn run_on<T: Send>(
                         "the system grants no thread ({e}); raise its limit on threads \
                          (ulimit -u) or on memory"
                     );
-                    let error =
-                        if stack > STACK_BYTES { Error::Device(why) } else { Error::Budget(why) };
-                    return Err(Python::attach(|py| errors::to_py(py, &error)));
+                    return Err(Python::attach(|py| errors::to_py(py, &refused(why))));
                 }
             };
             let mut raised = None;
