@@ -42,7 +42,8 @@ pub struct Workspace {
     patches: Patches,
     /// Whether samples of the job may give way to others; found out with the first tile.
     gives_way: Option<bool>,
-    /// If so: which samples of the run are valid, a bit each, before any gives way.
+    /// If so, and inputs are marked: which samples of the run are valid, a bit each, before any gives
+    /// way.
     valid: Option<u64>,
 }
 
@@ -101,7 +102,7 @@ pub fn project(
                     }
                 }
                 let at = (part.start, y);
-                let counted = add_run(job, table, input, loaded, tile, at, space);
+                let counted = add_run(job, table, input, loaded, tile, at, space, marker.is_some());
                 valid += u64::from(counted);
                 if let Some(marker) = marker {
                     mark_run(loaded, at, counted as usize, space, marker);
@@ -125,6 +126,7 @@ fn add_run(
     tile: &mut impl Gather,
     at: (i64, i64),
     space: &mut Workspace,
+    is_marked: bool,
 ) -> u32 {
     let Workspace { run, values, shares, patches, gives_way, valid } = space;
     let mut has_gaps = false;
@@ -158,7 +160,7 @@ fn add_run(
     }
     let weights = &weights[..run.len];
     if *gives_way.get_or_insert_with(|| job.gives_way()) {
-        *valid = Some(valid_samples(&values[0]));
+        *valid = is_marked.then(|| valid_samples(&values[0]));
         tile.make_way(at, values, weights);
     }
     if tile.finds_variance() {
