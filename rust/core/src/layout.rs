@@ -402,15 +402,17 @@ impl Fitting<'_> {
     fn fit(self) -> Result<Fitted> {
         let (job, plan) = (self.job, &self.plan);
         let allowed = plan.memory_bytes.unwrap_or(u64::MAX);
-        let on_gpu = |bound: Option<u64>| bound.filter(|_| plan.use_gpu).unwrap_or(u64::MAX);
         let chunk = plan.max_chunk_bytes.unwrap_or(u64::MAX);
         // Samples that are kept are not available to the passes.
         let kept = if job.two_pass.is_some() { matching_bytes(job, plan) } else { 0 };
         let taken = self.fixed.total().saturating_add(self.workers_bytes()).saturating_add(kept);
         let host = allowed.saturating_sub(taken).min(chunk);
-        let room = Room { host, device: plan.use_gpu.then(|| on_gpu(plan.gpu_max_chunk_bytes)) };
-        let most_rows =
-            plan.rows_per_chunk.unwrap_or(u64::MAX).min(on_gpu(plan.gpu_rows_per_chunk));
+        let room = Room {
+            host,
+            device: plan.use_gpu.then(|| plan.gpu_max_chunk_bytes.unwrap_or(u64::MAX)),
+        };
+        let rows_on_gpu = plan.gpu_rows_per_chunk.filter(|_| plan.use_gpu).unwrap_or(u64::MAX);
+        let most_rows = plan.rows_per_chunk.unwrap_or(u64::MAX).min(rows_on_gpu);
         let most_rows = (most_rows.min(job.height as u64) as usize).max(1);
         let preferred = match plan.rows_per_chunk {
             Some(_) => most_rows,
