@@ -233,10 +233,10 @@ def test_a_gpu_that_is_not_used(
 
 
 @pytest.mark.parametrize(
-    ("spare", "said"), [("2 << 30", "True ()"), ("1 << 29", "False ('gpu_host_memory',)")]
+    ("spare", "said"), [(2 << 30, "True ()"), (1 << 29, "False ('gpu_host_memory',)")]
 )
 def test_a_context_must_leave_enough_for_the_job(
-    spare: str, said: str, frames: Path, driver: Path
+    spare: int, said: str, frames: Path, driver: Path
 ) -> None:
     """Without one the job fits either way, and so it is not opened where it would not."""
     done = on_gpu(driver, frames, spare, command=("-c", _LARGE))
@@ -252,7 +252,7 @@ from zmrs.config import Options
 from zmrs.prepare import prepare
 shape = (9000, 9000)
 paths = sorted(Path(sys.argv[1]).iterdir())
-memory = 4 * 4 * 9000 * 9000 + eval(sys.argv[2])
+memory = 4 * 4 * 9000 * 9000 + int(sys.argv[2])
 grid = (sky.frame_wcs(shape), shape)
 plan = prepare(paths, Options(memory=memory), grid=grid, in_memory=True).plan
 print(plan.use_gpu, tuple(r for r in plan.reasons if "gpu" in r))

@@ -18,7 +18,7 @@ __all__ = ["Buffer", "CoverageDevice", "Device", "Hardware"]
 class Device(Protocol):
     """Computes the steps of one pass, one after the other.
 
-    The engine calls it from threads of its own, never from two at once.
+    The engine calls it from one thread of its own.
     """
 
     def bring(self, turn: int, windows: _zmrs.Windows) -> None:
@@ -53,7 +53,7 @@ class Device(Protocol):
 class CoverageDevice(Protocol):
     """Does the work on the coverage between two passes: first the scale map, then the counts.
 
-    The engine calls it from threads of its own, never from two at once.  Rows and marks are given
+    The engine calls it from one thread of its own.  Rows and marks are given
     as their address and their number, of values of single precision and of four unsigned numbers
     of 32 bits (input, row, first column, past the last one).
     """
