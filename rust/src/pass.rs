@@ -12,7 +12,8 @@ use zmrs_core::cancel::CancelToken;
 use zmrs_core::coverage::merge::MergeSink;
 use zmrs_core::coverage::planes::Planes as CorePlanes;
 use zmrs_core::device;
-use zmrs_core::layout::{self, Fitted, Traffic};
+use zmrs_core::fit::Fitted;
+use zmrs_core::layout::Traffic;
 use zmrs_core::pass::{Place, Progress};
 use zmrs_core::sink::{FitsSink, MemorySink, Sink};
 use zmrs_core::sweeps::{self, Scratch};
@@ -128,8 +129,9 @@ pub fn fit(
         reserved.add("result arrays", job.0.output_bytes());
     }
     let whole = whole.map_or(&job.0, |whole| &whole.0);
-    let fitted = py
-        .detach(|| layout::fit(&job.0, whole, &plan.0, &reserved, held_bytes, planning_peak_bytes));
+    let fitted = py.detach(|| {
+        zmrs_core::fit::fit(&job.0, whole, &plan.0, &reserved, held_bytes, planning_peak_bytes)
+    });
     let fitted = fitted.map_err(|e| errors::to_py(py, &e))?;
     let traffic = py.detach(|| fitted.layout.traffic(&job.0));
     Ok(Layout { fitted, traffic })

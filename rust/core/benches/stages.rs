@@ -8,9 +8,9 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use zmrs_core::budget::{Ledger, Projection};
 use zmrs_core::cancel::CancelToken;
 use zmrs_core::coadd::{Combine, Parameters};
+use zmrs_core::fit::{self, Fitted};
 use zmrs_core::geom::{CoordGrid, Rect};
 use zmrs_core::job::{Input, Job};
-use zmrs_core::layout::{self, Fitted};
 use zmrs_core::pass::{Place, Progress};
 use zmrs_core::plan::Plan;
 use zmrs_core::resample::Kernel;
@@ -132,7 +132,7 @@ fn job(kernel: Kernel, combine: Combine, depth: usize) -> Job {
 
 fn run(job: &Job) -> u64 {
     let plan = Plan { memory_bytes: Some(1 << 30), ..Plan::default() };
-    let fitted = layout::fit(job, job, &plan, &Projection::default(), 0, 0).unwrap();
+    let fitted = fit::fit(job, job, &plan, &Projection::default(), 0, 0).unwrap();
     let (mut image, mut coverage) = (vec![0.0; EDGE * EDGE], vec![0.0; EDGE * EDGE]);
     let sink = MemorySink::new(EDGE, vec![&mut image, &mut coverage], Vec::new(), Vec::new());
     let ledger = Ledger::new(1 << 30);

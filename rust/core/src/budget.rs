@@ -112,7 +112,7 @@ impl<T> std::ops::DerefMut for LeasedVec<T> {
     }
 }
 
-/// What a job will hold at its worst moment, term by term. [`crate::layout::fit`] fills it in with
+/// What a job will hold at its worst moment, term by term. [`crate::fit::fit`] fills it in with
 /// the sizes that each buffer's owner gives, cuts the output by it, and `zmrs plan` prints it: the
 /// single memory formula of zmrs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -16,6 +16,7 @@ pub mod coverage;
 pub mod cpu;
 pub mod device;
 pub mod error;
+pub mod fit;
 pub mod geom;
 pub mod job;
 pub mod layout;
